@@ -1,0 +1,61 @@
+"""What can go wrong, by whose fault: the command line turns `RequestError` into exit code 2 and `ParityError` into exit code 1."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastcnn.parity import ParityReport
+
+
+class FastcnnError(Exception):
+    """Base of every error that fastcnn raises on purpose. Its text is one line that says what was wrong, where, and what to do."""
+
+
+class RequestError(FastcnnError, ValueError):
+    """The request itself was wrong: nothing was computed and nothing was written."""
+
+
+class UnknownNameError(RequestError):
+    """A name that no table holds; the text lists the nearest ones."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        known = list(known)
+        near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+        suggestion = f"did you mean {' or '.join(near)}?" if near else (hint or f"known: {', '.join(known)}")
+        super().__init__(f"unknown {kind} {name!r}: {suggestion}")
+        self.name = name
+        self.near = near
+
+
+class WeightsError(RequestError):
+    """A weight file is missing, damaged, or belongs to another model."""
+
+
+class InputError(RequestError):
+    """An input tensor has the wrong rank, size, channel count, dtype or device."""
+
+
+class CaptureError(RequestError):
+    """`torch.export` could not capture the model; names the operation and its line."""
+
+
+class BackendError(RequestError):
+    """The backend asked for cannot run here, or cannot run this graph."""
+
+
+class FileFormatError(RequestError):
+    """A file is not what its name or its metadata says."""
+
+
+class ParityError(FastcnnError):
+    """A candidate does not compute the same function as its reference.
+
+    `report` holds the figures; the largest difference is also in the text.
+    """
+
+    def __init__(self, message: str, report: ParityReport | None = None) -> None:
+        super().__init__(message)
+        self.report = report
