@@ -1,0 +1,151 @@
+"""Lower a graph to ONNX in operators of the standard domain only, with nothing in it that depends on where or when it was made."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+
+import onnx
+import torch
+
+from fastcnn.errors import RequestError
+from fastcnn.export.lowering import default_output_names, dynamic_batch, example_for
+from fastcnn.export.request import DEFAULT_OPSET
+from fastcnn.graph.ir import CapturedGraph
+from fastcnn.graph.plan import op_name
+
+# protobuf's limit for one message.
+_LARGEST = 2**31 - 1
+
+
+def lower_to_onnx(
+    captured: CapturedGraph, *, opset: int | None = None, batch_size: int | None = None, output_names: Sequence[str] | None = None
+) -> onnx.ModelProto:
+    """The graph as an ONNX model with input `input`, its batch dimension called `batch` unless `batch_size` fixes it.
+
+    Args:
+        captured: constants in the dtypes that the file shall have.
+        opset: version of the operator set, 20 by default.
+        output_names: one per output; by default `logits`, or `output_0`, `output_1` and so on.
+
+    Raises:
+        RequestError: an operation that ONNX has no standard operators for, a model above 2 GB, or an opset that PyTorch does not lower to.
+    """
+    name, opset = captured.info["name"], opset or DEFAULT_OPSET
+    outputs = list(output_names or default_output_names(captured))
+    size = sum(tensor.nbytes for tensor in captured.constants().values())
+    if size > _LARGEST:
+        raise RequestError(f"{name} has {size / 1e9:.1f} GB of weights; an ONNX file holds at most 2 GB (a .pt2 file has no such limit)")
+    model = _to_onnx(captured, opset, batch_size, outputs)
+    _name_nodes(model.graph, captured)
+    _strip(model)
+    _check_standard(model, name)
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    if versions != {"": opset}:
+        raise RequestError(f"{name} cannot be lowered to opset {opset}: PyTorch made {versions}")
+    # The oldest format that has the opset: older runtimes can then read the file.
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
+    return model
+
+
+def _to_onnx(captured: CapturedGraph, opset: int, batch_size: int | None, outputs: list[str]) -> onnx.ModelProto:
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                captured.module.eval(),
+                (example_for(captured, batch_size),),
+                dynamo=True,
+                dynamic_shapes=dynamic_batch(batch_size),
+                opset_version=opset,
+                input_names=["input"],
+                output_names=outputs,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter's own exceptions are private to PyTorch
+        raise RequestError(f"{captured.info['name']} cannot be lowered to ONNX: {_describe(error)}") from error
+    assert program is not None
+    return program.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's prints, warnings and logs speak of its own code, not of the user's model."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _describe(error: BaseException) -> str:
+    """The operation that has no lowering, from the depth of a chained exception; or else the first line of the reason."""
+    cause: BaseException | None = error
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    while cause is not None:
+        found = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)', overload='([^']+)'\)>", str(cause))
+        if found:
+            return f"ONNX has no standard operators for {found[1]}.{found[2]}"
+        cause = cause.__cause__ or cause.__context__
+    return first
+
+
+def _name_nodes(graph: onnx.GraphProto, captured: CapturedGraph) -> None:
+    """Names such as `Mixed_5b.branch1x1.conv/Conv`: the module's path and the operator.
+
+    The exporter traces the graph anew and numbers its calls per operation (conv2d, conv2d_1, …) in our order: the number finds the path.
+    """
+    paths: dict[str, list[str]] = {}
+    for call in captured.calls():
+        paths.setdefault(op_name(call), []).append(call.meta.get("path") or "")
+    taken: Counter[str] = Counter()
+    for node in graph.node:
+        source = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.fx_node"), "")
+        found = re.match(r"%([A-Za-z]\w*?)(?:_(\d+))? : .*target=torch\.ops\.aten\.(\w+)\.", source)
+        path = ""
+        if found and found[1] == found[3]:
+            calls, number = paths.get(found[1], []), int(found[2] or 0)
+            path = calls[number] if number < len(calls) else ""
+        name = f"{path}/{node.op_type}" if path else node.op_type
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name] - 1}"
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Take out stack traces and other notes: they hold paths of the machine that made the file."""
+    del model.metadata_props[:]
+    model.doc_string = ""
+    model.graph.name = "fastcnn"
+    for graph in _graphs(model.graph):
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        for item in (*graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+            item.doc_string = ""
+            del item.metadata_props[:]
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _graphs(inner)
+
+
+def _check_standard(model: onnx.ModelProto, name: str) -> None:
+    foreign = sorted(
+        {f"{node.domain}::{node.op_type}" for graph in _graphs(model.graph) for node in graph.node if node.domain not in ("", "ai.onnx")}
+    )
+    if foreign or model.functions:
+        what = ", ".join(foreign) or ", ".join(function.name for function in model.functions)
+        raise RequestError(f"{name} needs operators outside the ONNX standard: {what}")

@@ -1,0 +1,48 @@
+"""What every engine is: a way to lower a passed graph to something that runs, and to tell what it made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastcnn.graph.ir import CapturedGraph
+from fastcnn.graph.plan import PassReport, PlanRow
+
+
+@dataclass
+class Lowered:
+    """A graph made ready to run.
+
+    Attributes:
+        run: contiguous input [N, …] in the graph's dtype → flat list of outputs. N ≥ 1. May be called from several threads.
+        rows: computes the plan's rows, from the runtime's own account of what it runs where it gives one.
+        reports: passes that the engine ran beyond those of the graph it was given.
+        propagates_nan: whether a NaN or an infinity in the input comes out as eager PyTorch would give it.
+        artifact: the file that the runtime loads, if it is one; `save` stores it, so that `load` need not make it again.
+    """
+
+    run: Callable[[Tensor], list[Tensor]]
+    rows: Callable[[], tuple[PlanRow, ...]]
+    reports: tuple[PassReport, ...] = ()
+    propagates_nan: bool = False
+    artifact: bytes | None = field(default=None, repr=False)
+
+
+class Engine(Protocol):
+    """One backend of `fastcnn.optimize`."""
+
+    name: str
+    passes: Sequence[str]
+
+    def unavailable(self) -> str | None:
+        """Why the engine cannot run on this machine, or None where it can."""
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why the engine cannot run with this device and dtype, or None where it can."""
+
+    def lower(self, captured: CapturedGraph, dtype: torch.dtype, artifact: bytes | None = None) -> Lowered:
+        """Lower a graph that `passes` went over, constants cast to `dtype`. `artifact` is what an earlier lowering of the same graph left."""

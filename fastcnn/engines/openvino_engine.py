@@ -1,0 +1,81 @@
+"""The graph as an ONNX model compiled by OpenVINO for the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import queue
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcnn.engines.base import Lowered
+from fastcnn.engines.runtime_rows import rows_of_openvino
+from fastcnn.errors import BackendError
+from fastcnn.graph.ir import CapturedGraph
+from fastcnn.graph.passes import STANDARD_PASSES
+
+# OpenVINO lowers the precision by itself where the CPU has fast bfloat16; asked for by name, it computes what the dtype says.
+_PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+class OpenVinoEngine:
+    """Runs on the CPU; float32, and bfloat16 where the CPU multiplies it natively."""
+
+    name = "openvino"
+    passes: Sequence[str] = STANDARD_PASSES
+
+    def unavailable(self) -> str | None:
+        return None if importlib.util.find_spec("openvino") else "openvino is not installed (pip install 'fastcnn[openvino]')"
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cpu":
+            return f"runs on the CPU only, the input is on {device}"
+        return None if dtype in _PRECISION else f"has no kernels for {dtype} on a CPU"
+
+    def lower(self, captured: CapturedGraph, dtype: torch.dtype, artifact: bytes | None = None) -> Lowered:
+        from fastcnn.export.onnx_lowering import lower_to_onnx
+
+        if artifact is None:
+            if dtype != torch.float32:
+                # The weights stay float32 in the model; the runtime rounds them once, when it packs them.
+                captured = captured.copy()
+                captured.cast_constants(torch.float32)
+            artifact = lower_to_onnx(captured).SerializeToString()
+        compiled = _compile(artifact, dtype)
+        # A request serves one call at a time: idle ones wait in the queue, and a call that finds none makes one.
+        idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def run(x: Tensor) -> list[Tensor]:
+            try:
+                request = idle.get_nowait()
+            except queue.Empty:
+                request = compiled.create_infer_request()
+            try:
+                results = request.infer([x.detach().float().contiguous().numpy()], share_inputs=True, share_outputs=True)
+                return [torch.from_numpy(results[port].copy()) for port in compiled.outputs]
+            finally:
+                idle.put(request)
+
+        # oneDNN's ReLU gives 0 for NaN.
+        return Lowered(run, lambda: rows_of_openvino(captured, compiled.get_runtime_model()), propagates_nan=False, artifact=artifact)
+
+
+def _compile(model: bytes, dtype: torch.dtype) -> Any:
+    import openvino
+
+    core = openvino.Core()
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": _PRECISION[dtype],
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        # One stream over all threads, whatever number of cores and sockets there is: PyTorch's threading, so that a comparison is one of kernels.
+        "NUM_STREAMS": 1,
+    }
+    compiled = core.compile_model(core.read_model(io.BytesIO(model)), "CPU", options)
+    chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if chosen != _PRECISION[dtype]:
+        raise BackendError(f"OpenVINO would compute in {chosen} on this CPU, {_PRECISION[dtype]} was asked for")
+    return compiled

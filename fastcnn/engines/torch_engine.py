@@ -1,0 +1,157 @@
+"""The graph run by PyTorch itself: channels_last, convolutions with bias, residual add and ReLU in one oneDNN call over weights packed once.
+
+On a CPU a fused step calls `mkldnn::_convolution_pointwise`, the operation that Inductor's freezing uses too. Where oneDNN has no kernel for the
+dtype, and on other devices, a fused step runs as `conv2d`, `add` and `relu_`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fastcnn.engines.base import Lowered
+from fastcnn.graph.ir import CapturedGraph, aten
+from fastcnn.graph.ops import fused_conv2d
+from fastcnn.graph.passes import STANDARD_PASSES, run_passes
+from fastcnn.graph.plan import PlanRow, make_rows
+
+_ENGINE_PASSES = ("fuse_convolution_epilogue",)
+
+# Weights for batches of two and more are packed for this many pictures.
+_USUAL_BATCH = 8
+
+_mkldnn = torch.ops.mkldnn
+
+# Their result is a fresh tensor, which a ReLU that is its last reader may overwrite.
+_OWNS_ITS_RESULT = (
+    _mkldnn._convolution_pointwise.default,
+    _mkldnn._convolution_pointwise.binary,
+    fused_conv2d,
+    aten.conv2d.default,
+    aten.add.Tensor,
+    aten.avg_pool2d.default,
+    aten.batch_norm.default,
+    aten.linear.default,
+    aten.cat.default,
+)
+
+
+class TorchEngine:
+    """Runs on any device that PyTorch has."""
+
+    name = "torch"
+    passes: Sequence[str] = STANDARD_PASSES
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        return None if dtype.is_floating_point else f"{dtype} is not a floating-point dtype"
+
+    def lower(self, captured: CapturedGraph, dtype: torch.dtype, artifact: bytes | None = None) -> Lowered:
+        fused, reports = run_passes(captured, _ENGINE_PASSES)
+        device = next((tensor.device for tensor in fused.constants().values()), torch.device("cpu"))
+        if not _onednn_has(device, dtype):
+            plain = _Lowering(fused, packed_for=None)
+            return Lowered(plain.run, lambda: plain.rows, reports, propagates_nan=True)
+
+        # oneDNN chooses the layout of packed weights by the geometry, batch included, and silently repacks in every call that wants another one.
+        # Layouts were seen to differ between batch 1 and larger ones and hardly among those, so there are at most two packings, each made when it is
+        # first needed.
+        lock = threading.Lock()
+        packings: dict[bool, _Lowering] = {}
+
+        def packing(several: bool) -> _Lowering:
+            with lock:
+                if several not in packings:
+                    packings[several] = _Lowering(fused, packed_for=_USUAL_BATCH if several else 1)
+                return packings[several]
+
+        def rows() -> tuple[PlanRow, ...]:
+            with lock:
+                made = next(iter(packings.values()), None)
+            return (made or packing(several=False)).rows
+
+        # oneDNN's ReLU gives 0 for NaN.
+        return Lowered(lambda x: packing(x.shape[0] > 1).run(x), rows, reports, propagates_nan=False)
+
+
+def _onednn_has(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the fused oneDNN convolution runs natively with this dtype on this CPU."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(_mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(_mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32
+
+
+class _Lowering:
+    """One graph with its calls replaced by the kernels that run them. `packed_for`: the batch that oneDNN packs weights for, None to do without
+    oneDNN."""
+
+    rows: tuple[PlanRow, ...]
+
+    def __init__(self, fused: CapturedGraph, packed_for: int | None) -> None:
+        self._captured, self._packed_for = fused.copy(), packed_for
+        self._kernels: dict[str, tuple[str, str]] = {}
+        self._order = {node: index for index, node in enumerate(self._captured.graph.nodes)}
+        for node in self._captured.calls():
+            if node.target in (fused_conv2d, aten.conv2d.default):
+                self._lower_convolution(node)
+            elif node.target is aten.relu.default and self._dies_in(node.args[0], node):
+                node.target = aten.relu_.default
+                self._kernels[node.name] = ("aten::relu_", "overwrites its input, which has no other reader")
+            else:
+                self._kernels[node.name] = (_operator_name(node.target), "as captured")
+        self._captured.tidy()
+        self.rows = make_rows(self._captured, self._kernels)
+        self._module: Callable[[Tensor], list[Tensor]] = self._captured.module
+        self._is_image = len(self._captured.input_shape) == 4
+
+    def run(self, x: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return self._module(x.contiguous(memory_format=torch.channels_last) if self._is_image else x)
+
+    def _dies_in(self, value: Any, node: fx.Node) -> bool:
+        """Whether `node` is the last reader of `value`, and `value` owns its memory."""
+        if not isinstance(value, fx.Node) or value.target not in _OWNS_ITS_RESULT:
+            return False
+        return all(self._order.get(user, -1) <= self._order[node] for user in value.users)
+
+    def _lower_convolution(self, node: fx.Node) -> None:
+        epilogue = (None, False)
+        defaults = (None, None, None, [1, 1], [0, 0], [1, 1], 1, *epilogue)
+        x, weight, bias, stride, padding, dilation, groups, residual, relu = (*node.args, *defaults[len(node.args) :])
+        suffix = (" + add" if residual is not None else "") + (" + relu" if relu else "")
+        sizes: tuple[int | None, ...] = x.meta["shape"][1:]  # type: ignore[union-attr]
+        constant = self._captured.is_constant(weight) and (bias is None or self._captured.is_constant(bias))
+        if self._packed_for is None or not constant or len(sizes) != 3 or None in sizes:
+            self._kernels[node.name] = (f"aten::conv2d{suffix}", "oneDNN has no fused form for this dtype, device or shape")
+            return
+        packed = _mkldnn._reorder_convolution_weight(
+            self._captured.raw_constant(weight),  # type: ignore[arg-type]
+            padding,
+            stride,
+            dilation,
+            groups,
+            [self._packed_for, *sizes],
+        )
+        packed_node = self._captured.add_constant(f"{node.name}.packed_weight", packed, before=node)
+        if residual is None:
+            node.target = _mkldnn._convolution_pointwise.default
+            node.args = (x, packed_node, bias, padding, stride, dilation, groups, "relu" if relu else "none", [], "")
+        else:
+            node.target = _mkldnn._convolution_pointwise.binary
+            node.args = (x, residual, packed_node, bias, padding, stride, dilation, groups, "add", 1.0, "relu" if relu else None, [], None)
+        node.kwargs = {}
+        self._kernels[node.name] = (f"oneDNN convolution{suffix}", f"one call, weights packed for batch {self._packed_for}")
+
+
+def _operator_name(target: Any) -> str:
+    return target._schema.name if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))

@@ -1,0 +1,111 @@
+"""What was done to a model and what runs it: one row per fused step, one line per pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import fx
+
+from fastcnn.graph.ir import CapturedGraph, Shape
+
+
+@dataclass
+class PassReport:
+    """How often a pass fired, and why it declined elsewhere."""
+
+    name: str
+    fired: int = 0
+    declined: Counter[str] = field(default_factory=Counter)
+
+    def decline(self, reason: str) -> None:
+        self.declined[reason] += 1
+
+    def __str__(self) -> str:
+        reasons = "; ".join(f"{count} declined: {reason}" for reason, count in self.declined.items())
+        return f"{self.name}: {self.fired}×" + (f" ({reasons})" if reasons else "")
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One step of the running engine."""
+
+    step: int
+    name: str
+    op: str
+    folded: tuple[str, ...]
+    output_shape: Shape
+    kernel: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One backend that `auto` looked at: its median time for the example input in milliseconds, or why it was left out."""
+
+    backend: str
+    milliseconds: float | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `optimize` decided; `print(plan)` is a table."""
+
+    backend: str
+    rows: tuple[PlanRow, ...]
+    passes: tuple[PassReport, ...]
+    choice: tuple[Candidate, ...] = ()
+
+    def count(self, op: str) -> int:
+        """How many steps are of kind `op`."""
+        return sum(row.op == op for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Plan:
+        rows = tuple(PlanRow(**{**row, "folded": tuple(row["folded"]), "output_shape": tuple(row["output_shape"])}) for row in data["rows"])
+        passes = tuple(PassReport(report["name"], report["fired"], Counter(report["declined"])) for report in data["passes"])
+        return cls(data["backend"], rows, passes, tuple(Candidate(**candidate) for candidate in data["choice"]))
+
+    def __str__(self) -> str:
+        header = ("step", "name", "op", "folded", "output", "kernel")
+        table = [header] + [
+            (
+                str(row.step),
+                row.name,
+                row.op,
+                " + ".join(row.folded),
+                "×".join("N" if size is None else str(size) for size in row.output_shape),
+                row.kernel,
+            )
+            for row in self.rows
+        ]
+        widths = [max(len(line[column]) for line in table) for column in range(len(header))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+        return "\n".join([f"backend {self.backend}, {len(self.rows)} steps", *lines, *(str(report) for report in self.passes)])
+
+
+def make_rows(captured: CapturedGraph, kernel_of: dict[str, tuple[str, str]]) -> tuple[PlanRow, ...]:
+    """One row per call in the graph; `kernel_of` maps a node's name to (kernel, why)."""
+    return tuple(
+        PlanRow(
+            step,
+            node.meta.get("path") or node.name,
+            op_name(node),
+            tuple(node.meta.get("folded", ())),
+            node.meta["shape"],
+            *kernel_of.get(node.name, ("", "")),
+        )
+        for step, node in enumerate(captured.calls())
+    )
+
+
+def op_name(node: fx.Node) -> str:
+    """A short name for the operation that a node calls: `conv2d`, `max_pool2d`, `add`."""
+    name = getattr(node.target, "_schema", None)
+    return name.name.split("::")[1] if name is not None else getattr(node.target, "__name__", str(node.target))

@@ -1,0 +1,145 @@
+"""`fastcnn.optimize`: from a reference model to the fastest module that computes the same function."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+
+import torch
+from torch import Tensor, nn
+
+from fastcnn.engines import BACKENDS, available_backends, get_engine
+from fastcnn.engines.base import Engine
+from fastcnn.errors import BackendError, InputError, ParityError, RequestError
+from fastcnn.graph.capture import capture
+from fastcnn.graph.ir import CapturedGraph
+from fastcnn.graph.passes import run_passes
+from fastcnn.graph.plan import Candidate
+from fastcnn.optimized_module import OptimizedModule, Source
+from fastcnn.parity import verify
+
+log = logging.getLogger(__name__)
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_ROUNDS, _CALLS_PER_ROUND, _SETTLE_SECONDS, _MAX_SECONDS = 7, 2, 0.02, 6.0
+
+
+def optimize(
+    model: nn.Module, example_input: Tensor, *, dtype: torch.dtype | None = None, backend: str = "auto", check: bool = True
+) -> OptimizedModule:
+    """Make the fastest module that computes the same function as `model`, which stays untouched.
+
+    Args:
+        model: any classifier in evaluation mode that `torch.export` can capture.
+        example_input: [N, C, H, W] on the model's device. The batch stays dynamic, the other sizes are fixed; `auto` measures with this batch.
+        dtype: what weights are rounded to and the engine computes in: the example's dtype by default, `torch.float16` or `torch.bfloat16` on request.
+        backend: "torch", "onnxruntime" or "openvino"; an explicit one never falls back to another. "auto" times those that can run and keeps the
+        fastest. check: hold the result against the reference in float64 on the example before it is returned.
+
+    Raises:
+        InputError, CaptureError: see `fastcnn.graph.capture.capture`.
+        BackendError: the backend cannot run here, or not with this dtype or device.
+        ParityError: the result does not compute the same function.
+    """
+    captured = capture(model, example_input)
+    dtype = dtype or example_input.dtype
+    if dtype not in _DTYPES:
+        raise RequestError(f"dtype {dtype} is not one of {', '.join(map(str, _DTYPES))}")
+    _check_devices(model, example_input)
+    builder = _Builder(model, captured, example_input, dtype, check)
+    return _fastest(builder) if backend == "auto" else builder.build(get_engine(backend))
+
+
+def _check_devices(model: nn.Module, example: Tensor) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device != example.device:
+            raise InputError(f"{name} is on {tensor.device}, the example input on {example.device}: move one of them")
+
+
+class _Builder:
+    """Builds a module with one engine after another from one capture; what engines have in common is made once."""
+
+    def __init__(self, model: nn.Module, captured: CapturedGraph, example: Tensor, dtype: torch.dtype, check: bool) -> None:
+        self.model, self.captured, self.example, self.dtype, self.check = model, captured, example, dtype, check
+        self._state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+        self._sources: dict[tuple[str, ...], Source] = {}
+        self._artifact: bytes | None = None
+
+    def why_not(self, engine: Engine) -> str | None:
+        return engine.unsupported(self.example.device, self.dtype)
+
+    def build(self, engine: Engine) -> OptimizedModule:
+        reason = self.why_not(engine)
+        if reason:
+            raise BackendError(f"backend {engine.name!r}: {reason}")
+        source = self._source(tuple(engine.passes))
+        lowered = engine.lower(source.graph, self.dtype, self._artifact if self.dtype == torch.float32 else None)
+        self._artifact = self._artifact or lowered.artifact
+        module = OptimizedModule(source, engine, lowered)
+        if self.check:
+            self._require_parity(module)
+        return module
+
+    def _source(self, passes: tuple[str, ...]) -> Source:
+        if passes not in self._sources:
+            graph, reports = run_passes(self.captured, passes)
+            graph.cast_constants(self.dtype)
+            self._sources[passes] = Source(graph, reports, self._state)
+        return self._sources[passes]
+
+    def _require_parity(self, module: OptimizedModule) -> None:
+        report = verify(module, self.model, self.example, batch_sizes=(self.example.shape[0],), dtype=self.dtype)
+        if not report.passed:
+            raise ParityError(f"backend {module.backend!r} does not compute the same function: {report.summary()}", report)
+
+
+def _fastest(builder: _Builder) -> OptimizedModule:
+    """Build with every engine that can run, time them in turns, keep the fastest; the choice is in the log and in the plan."""
+    built: dict[str, OptimizedModule] = {}
+    refused: list[Candidate] = []
+    absent = available_backends()
+    for name in BACKENDS:
+        reason = absent[name] or builder.why_not(get_engine(name))
+        if reason is None:
+            try:
+                built[name] = builder.build(get_engine(name))
+                continue
+            except (RequestError, ParityError) as error:
+                reason = str(error)
+        refused.append(Candidate(name, None, reason))
+    if not built:
+        raise BackendError("no backend can run this model: " + "; ".join(f"{candidate.backend}: {candidate.why}" for candidate in refused))
+    times = time_in_turns(built, builder.example)
+    best = min(times, key=times.__getitem__)
+    timed = [
+        Candidate(name, seconds * 1e3, "the fastest" if name == best else f"{seconds / times[best]:.2f}× the time of {best}")
+        for name, seconds in sorted(times.items(), key=lambda item: item[1])
+    ]
+    for candidate in (*timed, *refused):
+        log.info("auto: %s: %s (%s)", candidate.backend, f"{candidate.milliseconds:.2f} ms" if candidate.milliseconds else "left out", candidate.why)
+    built[best].source.choice = (*timed, *refused)
+    return built[best]
+
+
+def time_in_turns(modules: dict[str, OptimizedModule], example: Tensor) -> dict[str, float]:
+    """Median seconds of a call for each module, measured in turns so that a change of the machine's speed meets all of them.
+
+    Thread pools spin for a while after their work is done and take the cores from the next runtime; hence the pause and the untimed call at each
+    turn.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in modules}
+    deadline = time.perf_counter() + _MAX_SECONDS
+    for _ in range(_ROUNDS):
+        for name, module in modules.items():
+            time.sleep(_SETTLE_SECONDS)
+            module(example)
+            for _ in range(_CALLS_PER_ROUND):
+                start = time.perf_counter()
+                module(example)
+                if example.is_cuda:
+                    torch.cuda.synchronize(example.device)
+                samples[name].append(time.perf_counter() - start)
+        if time.perf_counter() > deadline:
+            break
+    return {name: statistics.median(values) for name, values in samples.items()}

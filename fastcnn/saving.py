@@ -1,0 +1,186 @@
+"""Save an optimized module to one file, and load it where neither the reference nor a new capture is at hand.
+
+The file is a safetensors file: plain tensors and JSON, nothing that runs. Tensors are stored once each under the SHA-256 of their content: weights
+that folding left alone serve the graph, the original state dict and the runtime's model alike, and a damaged file is noticed when it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcnn._version import __version__
+from fastcnn.engines import get_engine
+from fastcnn.errors import FileFormatError, RequestError
+from fastcnn.graph.plan import Plan
+from fastcnn.graph.serialization import graph_from_json, graph_to_json
+from fastcnn.optimized_module import OptimizedModule, Source
+
+_FORMAT = 1
+_KEY = "fastcnn"
+
+
+def save(module: OptimizedModule, path: str | Path, *, force: bool = False) -> Path:
+    """Write `module` to `path`; an existing file needs `force`. The file appears whole or not at all.
+
+    Raises:
+        RequestError: not an optimized module, or the path cannot be written.
+    """
+    if not isinstance(module, OptimizedModule):
+        raise RequestError(f"fastcnn.save takes what fastcnn.optimize returned, not a {type(module).__name__}")
+    path = Path(path)
+    if path.exists() and not force:
+        raise RequestError(f"{path} exists: give another name, or force=True to overwrite it")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise RequestError(f"cannot write to the folder {path.parent}")
+    store = _Store()
+    source = module.source
+    header = {
+        "format": _FORMAT,
+        "version": __version__,
+        "backend": module.backend,
+        "graph": graph_to_json(source.graph),
+        "constants": store.put_all(source.graph.constants()),
+        "state_dict": store.put_all(source.state_dict),
+        "plan": Plan(module.backend, (), source.passes, source.choice).to_dict(),
+        "artifact": _store_artifact(store, module.lowered.artifact),
+    }
+    _write(path, store.tensors, {_KEY: json.dumps(header, sort_keys=True)})
+    return path
+
+
+def load(path: str | Path, *, backend: str | None = None) -> OptimizedModule:
+    """Bring back a saved module, on the CPU; `backend` runs it on another engine than the one it was saved with.
+
+    Raises:
+        RequestError: no such file.
+        FileFormatError: not a file of `fastcnn.save`, or a damaged one.
+        BackendError: the engine cannot run here.
+    """
+    header, tensors = _read(Path(path))
+    get = _Getter(tensors)
+    graph = graph_from_json(header["graph"], {name: get(key) for name, key in header["constants"].items()})
+    saved = Plan.from_dict(header["plan"])
+    source = Source(graph, saved.passes, {name: get(key) for name, key in header["state_dict"].items()}, saved.choice)
+    name = backend or header["backend"]
+    engine = get_engine(name)
+    reason = engine.unsupported(torch.device("cpu"), graph.input_dtype)
+    if reason:
+        raise RequestError(f"backend {name!r}: {reason}")
+    artifact = _load_artifact(get, header["artifact"]) if name == header["backend"] else None
+    return OptimizedModule(source, engine, engine.lower(graph, graph.input_dtype, artifact))
+
+
+class _Store:
+    """Tensors by the SHA-256 of what they hold."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def put(self, tensor: Tensor) -> str:
+        tensor = tensor.detach().cpu().contiguous()
+        key = _digest(tensor)
+        # safetensors refuses tensors that share memory.
+        self.tensors.setdefault(key, tensor.clone())
+        return key
+
+    def put_all(self, named: dict[str, Tensor]) -> dict[str, str]:
+        return {name: self.put(tensor) for name, tensor in named.items()}
+
+
+class _Getter:
+    """Tensors by their key, each checked once."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors, self._checked = tensors, set[str]()
+
+    def __call__(self, key: str) -> Tensor:
+        if key not in self._tensors:
+            raise FileFormatError(f"the file lacks the tensor {key[:12]}…, which its own index names")
+        if key not in self._checked:
+            if _digest(self._tensors[key]) != key:
+                raise FileFormatError(f"the tensor {key[:12]}… is not what was saved: the file is damaged")
+            self._checked.add(key)
+        return self._tensors[key]
+
+
+def _digest(tensor: Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def _store_artifact(store: _Store, artifact: bytes | None) -> dict[str, Any] | None:
+    """An ONNX model without the weights that the store holds already."""
+    if artifact is None:
+        return None
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load_from_string(artifact)
+    keys = {}
+    for initializer in model.graph.initializer:
+        array = numpy_helper.to_array(initializer)
+        if array.nbytes > 1024:
+            keys[initializer.name] = store.put(torch.from_numpy(array.copy()))
+            initializer.ClearField("raw_data")
+    return {"initializers": keys, "model": store.put(_bytes_tensor(model.SerializeToString()))}
+
+
+def _load_artifact(get: _Getter, stored: dict[str, Any] | None) -> bytes | None:
+    if stored is None:
+        return None
+    import onnx
+
+    model = onnx.load_from_string(get(stored["model"]).numpy().tobytes())
+    for initializer in model.graph.initializer:
+        if initializer.name in stored["initializers"]:
+            initializer.raw_data = get(stored["initializers"][initializer.name]).numpy().tobytes()
+    return model.SerializeToString()
+
+
+def _bytes_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata)
+        # mkstemp makes the file private; give it the mode that open() would have given.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise RequestError(f"no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise FileFormatError(f"{path} is not a whole safetensors file: {error}") from error
+    if _KEY not in metadata:
+        raise FileFormatError(f"{path} was not written by fastcnn.save: it holds weights only; load them with create_model(…, weights={path.name!r})")
+    header = json.loads(metadata[_KEY])
+    if header.get("format") != _FORMAT:
+        raise FileFormatError(f"{path} has format {header.get('format')}, this fastcnn {__version__} reads format {_FORMAT}")
+    return header, tensors
