@@ -64,7 +64,13 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self)
+        # Not asdict of the whole: it would rebuild each Counter from pairs.
+        return {
+            "backend": self.backend,
+            "rows": [asdict(row) for row in self.rows],
+            "passes": [{"name": report.name, "fired": report.fired, "declined": dict(report.declined)} for report in self.passes],
+            "choice": [asdict(candidate) for candidate in self.choice],
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Plan:

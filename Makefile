@@ -1,0 +1,67 @@
+# Every target runs in .venv; the first one that needs it makes it and installs the package there.
+#   make test WORKERS=8            more test processes
+#   make demo PYTHON=python3.12    the interpreter that .venv is made with
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.fastcnn-installed
+UNFINISHED := $(VENV)/.fastcnn-unfinished
+TYPECHECK := build/typecheck
+PYTHON ?= python3 python3.13 python3.12 python3.11
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+.PHONY: help demo test lint typecheck pytest format clean
+.DEFAULT_GOAL := help
+
+help: ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## Export Inception-v3 to ONNX, verify it, and time it beside eager PyTorch
+	$(PY) -m fastcnn.bench.demo
+
+test: lint typecheck pytest ## Everything that CI runs: lint, types, tests
+
+lint: $(INSTALLED) ## ruff: mistakes and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(INSTALLED) ## Let ruff rewrite what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+# Type checkers do not follow an editable install into export/, kernels/ and bench/, so the package is installed plainly beside
+# the sources and checked there. That also proves that the wheel holds every module. build/lib would keep modules since deleted.
+typecheck: $(INSTALLED) ## mypy on the package as a wheel installs it
+	rm -rf build/lib build/bdist.* $(TYPECHECK)
+	$(PY) -m pip install --quiet --no-input --disable-pip-version-check --no-deps --no-build-isolation --target $(TYPECHECK) .
+	cd $(TYPECHECK) && "$(CURDIR)/$(PY)" -m mypy --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p fastcnn
+
+# One thread for each test process: more of them would only take the cores from each other.
+pytest: $(INSTALLED) ## The tests, without those that need a GPU
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal --benchmark-disable -m "not cuda" $(PYTEST_ARGS)
+
+clean: ## Remove what builds and tests left; exported models and .venv stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks
+	find fastcnn kernels export bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is younger than pyproject.toml when all is installed. A .venv that was interrupted while this rule made it is made afresh;
+# one that was there before is kept and completed.
+$(INSTALLED): pyproject.toml
+	@set -eu; \
+	if [ -e $(UNFINISHED) ]; then echo "removing the unfinished $(VENV)"; rm -rf $(VENV); fi; \
+	if [ ! -x $(PY) ]; then \
+	  found=; \
+	  for candidate in $(PYTHON); do \
+	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$candidate; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then echo "error: Python 3.11 or newer is needed; none of these is: $(PYTHON) (name one: make PYTHON=/path/to/python3)" >&2; exit 2; fi; \
+	  echo "making $(VENV) with $$("$$found" --version)"; \
+	  mkdir -p $(VENV); touch $(UNFINISHED); \
+	  "$$found" -m venv $(VENV); \
+	fi; \
+	$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null; \
+	echo "installing fastcnn and what it needs into $(VENV) (PyTorch is large: the first time takes minutes)"; \
+	$(PY) -m pip install --quiet --no-input --disable-pip-version-check -e '.[dev]'; \
+	rm -f $(UNFINISHED); \
+	touch $@

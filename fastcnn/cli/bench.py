@@ -1,0 +1,143 @@
+"""`fastcnn bench`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fastcnn.cli import output
+from fastcnn.cli.options import complete_model
+from fastcnn.errors import RequestError
+
+if TYPE_CHECKING:
+    from fastcnn.bench.measure import Progress
+    from fastcnn.bench.results import BenchmarkReport
+
+CHECK_FAILED = 1
+INTERRUPTED = 130
+
+# The rows that `fastcnn.bench.peers.PEERS` holds cannot be listed here: that would import torch for `--help`.
+_PEERS_HELP = "Rows by name or wildcard, as in eager,onnxruntime,fastcnn*.  [default: all]"
+
+
+class Device(StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def bench(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="Names that `fastcnn list` prints.  [default: inception_v3]", autocompletion=complete_model),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
+    batch_size: Annotated[str, typer.Option(metavar="N,N…", help="Batch sizes, each measured apart.")] = "1,8",
+    peers: Annotated[str | None, typer.Option(metavar="NAME,NAME…", help=_PEERS_HELP)] = None,
+    baseline: Annotated[
+        str, typer.Option(metavar="NAME", help="The row that speeds refer to; best-peer is the fastest that is not fastcnn's.")
+    ] = "best-peer",
+    rounds: Annotated[int, typer.Option(metavar="N", help="Visits to each row, of 2 to 5 timed runs each, in an order drawn anew every round.")] = 10,
+    threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads of every runtime alike.  [default: PyTorch's own count]")] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the input and of the order of the rows.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write everything, all samples included; - is stdout.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing FILE.")] = False,
+) -> None:
+    """Time a model here in every runtime that can run it, each first checked against the reference. Ctrl-C keeps what is finished."""
+    batch_sizes = _numbers(batch_size)
+    chosen = None if peers is None else _names(peers)
+    if chosen == []:
+        raise RequestError("--peers names no row; leave it out for all of them")
+    to_stdout = json_file == Path("-")
+    if json_file is not None and not to_stdout:
+        check_json_file(json_file, force)
+    # Registry first: it knows every name without importing torch.
+    from fastcnn.models.registry import model_spec
+
+    names = [model_spec(name).name for name in dict.fromkeys(models or ["inception_v3"])]
+
+    import torch
+
+    from fastcnn.bench.measure import Settings
+    from fastcnn.bench.peers import select_peers
+    from fastcnn.bench.report import print_report, to_json, write_json
+    from fastcnn.bench.run import benchmark
+
+    rows = select_peers(chosen)
+    count = torch.get_num_threads() if threads is None else threads
+    settings = Settings(threads=count, rounds=rounds, seed=seed, baseline=baseline)
+    with contextlib.redirect_stdout(sys.stderr):  # exporters like to talk
+        report = benchmark(names, batch_sizes, rows, settings, device=device.value, progress_of=_progress)
+    if to_stdout:
+        print(to_json(report))
+    else:
+        print_report(report, output.console())
+    if json_file is not None and not to_stdout:
+        write_json(report, json_file)
+        output.note(f"everything measured is in {json_file}")
+    _leave(report)
+
+
+def check_json_file(path: Path, force: bool) -> None:
+    """Finds out before the long run. Raises RequestError if the file exists and `force` is not given, or its folder is missing."""
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder: give --json the name of a file")
+    if path.exists() and not force:
+        raise RequestError(f"{path} exists: give --force to overwrite it, or --json another name")
+    if not path.parent.is_dir():
+        raise RequestError(f"{path} cannot be written: there is no folder {path.parent}")
+
+
+def _leave(report: BenchmarkReport) -> None:
+    """Ends with 1 if a row of ours failed: a benchmark that shows fastcnn broken is a failed check."""
+    failed = sorted({row.name for row in report.rows() if row.ours and row.status == "failed"})
+    if failed:
+        output.error(f"{', '.join(failed)} failed: the reason is in the report")
+        raise typer.Exit(CHECK_FAILED)
+    if report.interrupted:
+        output.line("interrupted")
+        raise typer.Exit(INTERRUPTED)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    parts = _names(text)
+    if not parts or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise RequestError(f"--batch-size is one or more whole numbers from 1, separated by commas; it is {text!r}")
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
+@contextlib.contextmanager
+def _progress(title: str) -> Iterator[Progress]:
+    """A bar on stderr for one model and batch size; one plain line where nobody watches."""
+    from fastcnn.bench.measure import no_progress
+
+    screen = output.console(stderr=True)
+    if not screen.is_terminal:
+        output.note(f"measuring {title}")
+        yield no_progress
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn(f"{title}: {{task.description}}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True, redirect_stdout=False) as bar:
+        tasks = {}
+
+        def show(phase: str, done: int, total: int, what: str) -> None:
+            if phase not in tasks:  # the speed of preparing says nothing about that of timing: each has its own clock
+                for task in tasks.values():
+                    bar.update(task, visible=False)
+                tasks[phase] = bar.add_task(phase, total=total)
+            bar.update(tasks[phase], completed=done, total=total, description=f"{phase} ({what})")
+
+        yield show

@@ -1,0 +1,193 @@
+"""What every command has in common: a quick start, one-line errors, exit codes, streams."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import fastcnn
+from fastcnn.errors import BackendError, ParityError, UnknownNameError
+from fastcnn.models import registry
+
+COMMANDS = ("list", "info", "export", "verify", "bench", "env")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["list"], ["list", "--json"], ["export", "--help"], ["--version"]], ids=" ".join)
+def test_starts_without_torch(args, environment):
+    """Importing torch takes seconds: help and the list of models must answer at once."""
+    code = f"""
+import sys
+sys.argv = ["fastcnn", *{args!r}]
+from fastcnn.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {{"torch", "torchvision", "numpy", "onnx", "onnxruntime"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_help_names_every_command(cli):
+    result = cli("--help")
+    assert result.exit_code == 0
+    listed = [line.split()[0] for line in result.stdout.partition("Commands:")[2].splitlines() if line.startswith("  ") and line[2] != " "]
+    assert set(COMMANDS) <= set(listed)
+
+
+def test_no_command_prints_the_help(cli):
+    bare, asked = cli(), cli("--help")
+    assert (bare.exit_code, bare.stdout) == (0, asked.stdout)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(cli, command):
+    result = cli(command, "--help")
+    assert result.exit_code == 0
+    assert "--json" in result.stdout
+
+
+def test_version(cli):
+    assert cli("--version").stdout == f"fastcnn {fastcnn.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["exprot"], "did you mean 'export'"),
+        (["list", "--jsn"], "--json"),
+        (["info"], "model"),
+        (["info", "simple_cnn", "--batch-size", "0"], "batch-size"),
+        (["export", "simple_cnn", "--onnx", "--precision", "int4"], "fp16"),
+        (["--bogus"], "--bogus"),
+    ],
+    ids=" ".join,
+)
+def test_usage_error_is_one_line_and_code_2(cli, args, said):
+    result = cli(*args)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")
+    assert said in result.stderr.lower()
+
+
+@pytest.mark.parametrize("args", [["info", "inception_v33"], ["export", "inception_v33", "--onnx"], ["list", "inception_v33"]], ids=" ".join)
+def test_unknown_model_names_the_nearest(cli, args, tmp_path):
+    result = cli(*args)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert "did you mean inception_v3" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "said"),
+    [
+        (ParityError("worst difference 0.5"), 1, "error: worst difference 0.5"),
+        (BackendError("no such device: cuda:7"), 2, "error: no such device: cuda:7"),
+        (UnknownNameError("model", "alexnt", ["alexnet"]), 2, "error: unknown model 'alexnt': did you mean alexnet?"),
+        (OSError(errno.ENOSPC, "No space left on device", "big.onnx"), 2, "error: no space left on device: big.onnx"),
+        (RuntimeError("first\nsecond"), 3, "error: fastcnn failed: RuntimeError: first second"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_exception_becomes_one_line_and_a_code(cli, monkeypatch, problem, code, said):
+    def fail(pattern):
+        raise problem
+
+    monkeypatch.setattr(registry, "list_models", fail)
+    result = cli("list")
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert result.stderr.startswith(said)
+    assert result.stderr.count("\n") == bool(said)
+
+
+def test_debug_shows_the_traceback(cli, monkeypatch):
+    def fail(pattern):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(registry, "list_models", fail)
+    result = cli("--debug", "list")
+    assert result.exit_code == 3
+    assert "Traceback" in result.stderr
+    assert result.stderr.rstrip().splitlines()[-1].startswith("error: fastcnn failed: RuntimeError: broken")
+
+
+def test_exit_codes_of_a_real_process(fastcnn_process):
+    assert fastcnn_process("list", "alexnet").returncode == 0
+    assert fastcnn_process("list", "no such model").returncode == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE and closes pipes in another way")
+def test_reader_that_goes_away_is_no_error(tmp_path, environment):
+    """`fastcnn list | head -1` and the like: nothing on stderr, from us or from Python's own last flush."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastcnn", "list"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    complaint = process.stderr.read()
+    assert process.wait() == 141
+    assert complaint == b""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C reaches a Windows process in another way")
+def test_ctrl_c_is_one_line_and_leaves_no_file(tmp_path, environment):
+    command = [sys.executable, "-m", "fastcnn", "export", "resnet50", "--onnx"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = process.stderr.readline()
+    assert "seeded random weights" in first
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 130, stderr
+    assert stderr.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("variables", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+    ids=str,
+)
+def test_no_color_on_a_terminal(terminal, variables, coloured):
+    shown = terminal("list", "alexnet", **variables)
+    assert "alexnet" in shown
+    assert ("\x1b[" in shown) == coloured
+
+
+def test_narrow_terminal_says_which_columns_it_lacks(terminal):
+    shown = terminal("info", "simple_cnn", NO_COLOR="1", COLUMNS="64")
+    assert "note: columns left out to fit 64 characters: type, input" in shown
+    assert "1×20×8×8" in shown
+    assert "321,280" in shown
+
+
+def test_ascii_terminal_is_no_error(fastcnn_process):
+    done = fastcnn_process("list", "alexnet", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "3?224?224" in done.stdout
+
+
+def test_completes_model_names(environment):
+    variables = {**environment, "_FASTCNN_COMPLETE": "complete_bash", "COMP_WORDS": "fastcnn info inception_v", "COMP_CWORD": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from fastcnn.cli.app import app; app(prog_name='fastcnn')"],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["inception_v3", "inception_v4"]

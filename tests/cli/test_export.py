@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastcnn.errors import ParityError
+from fastcnn.models.registry import create_model
+
+
+@pytest.mark.parametrize(("flag", "suffix"), [("--onnx", ".onnx"), ("--torchscript", ".pt"), ("--pt2", ".pt2")])
+def test_format_by_flag_and_default_name(cli, tmp_path, flag, suffix):
+    result = cli("export", "simple_cnn", flag)
+    assert result.exit_code == 0, result.stderr
+    file = tmp_path / f"simple_cnn{suffix}"
+    assert [entry.name for entry in tmp_path.iterdir()] == [file.name]
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in result.stdout
+    assert f"{file.stat().st_size:,} bytes" in result.stdout
+    assert "parity" in result.stdout
+    assert "seeded random weights (seed 0)" in result.stderr
+    assert cli("verify", file).exit_code == 0
+
+
+def test_format_by_suffix_and_json(cli, tmp_path):
+    (tmp_path / "out").mkdir()
+    result = cli("export", "simple_cnn", "-o", "out/net.onnx", "--json", "--batch-size", 2, "--softmax", "--seed", 3)
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout)
+    file = tmp_path / answer["path"]
+    assert file.samefile(tmp_path / "out" / "net.onnx")
+    assert answer["format"] == "onnx"
+    assert answer["bytes"] == file.stat().st_size
+    assert answer["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert answer["parity"]["passed"] is True
+    assert answer["passes"]
+
+
+def test_json_is_alone_on_stdout_of_a_real_process(fastcnn_process):
+    done = fastcnn_process("export", "simple_cnn", "--onnx", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["format"] == "onnx"
+    assert "seeded random weights" in done.stderr
+
+
+def test_weights_are_used_and_no_longer_random(cli, tmp_path):
+    torch.save(create_model("simple_cnn", seed=7).state_dict(), tmp_path / "w.pth")
+    loaded = cli("export", "simple_cnn", "-o", "loaded.onnx", "--weights", "w.pth", "--json")
+    seeded = cli("export", "simple_cnn", "-o", "seeded.onnx", "--seed", 7, "--json")
+    assert loaded.exit_code == seeded.exit_code == 0, loaded.stderr + seeded.stderr
+    assert "random" not in loaded.stderr
+    assert "seed 7" in seeded.stderr
+    digests = [json.loads(result.stdout)["metadata"]["model"]["weights_sha256"] for result in (loaded, seeded)]
+    assert digests[0] == digests[1]
+
+
+def test_labels_and_number_of_classes(cli, tmp_path):
+    (tmp_path / "labels.txt").write_text("cat\ndog\nbird\n")
+    result = cli("export", "simple_cnn", "--onnx", "--num-classes", 3, "--labels", "labels.txt", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "bird" in result.stdout
+
+
+def test_force_overwrites(cli, tmp_path):
+    file = tmp_path / "simple_cnn.onnx"
+    file.write_text("something of mine")
+    refused = cli("export", "simple_cnn", "--onnx")
+    assert refused.exit_code == 2
+    assert "--force" in refused.stderr
+    assert file.read_text() == "something of mine"
+    assert cli("export", "simple_cnn", "--onnx", "--force").exit_code == 0
+    assert cli("verify", file).exit_code == 0
+
+
+BAD = {
+    "no format": (["export", "simple_cnn"], "--onnx, --torchscript or --pt2"),
+    "suffix of no format": (["export", "simple_cnn", "-o", "x.bin"], "x.bin"),
+    "two formats": (["export", "simple_cnn", "--onnx", "--pt2"], "--onnx and --pt2"),
+    "flag against suffix": (["export", "simple_cnn", "--onnx", "-o", "x.pt2"], "disagree"),
+    "opset of no ONNX": (["export", "simple_cnn", "--pt2", "--opset", "18"], "--opset"),
+    "unknown opset": (["export", "simple_cnn", "--onnx", "--opset", "999"], "999"),
+    "opset too old": (["export", "simple_cnn", "--onnx", "--opset", "1"], "opset"),
+    "batch of words": (["export", "simple_cnn", "--onnx", "--batch-size", "many"], "'many'"),
+    "batch of zero": (["export", "simple_cnn", "--onnx", "--batch-size", "0"], "'0'"),
+    "no such folder": (["export", "simple_cnn", "-o", "missing/x.onnx"], "missing"),
+    "output is a folder": (["export", "simple_cnn", "--onnx", "-o", "."], "folder"),
+    "no such weights": (["export", "simple_cnn", "--onnx", "--weights", "nowhere.pth"], "nowhere.pth"),
+    "weights and seed": (["export", "simple_cnn", "--onnx", "--weights", "w.pth", "--seed", "1"], "--seed"),
+    "no such labels": (["export", "simple_cnn", "--onnx", "--labels", "nowhere.txt"], "nowhere.txt"),
+    "image too small": (["export", "simple_cnn", "--onnx", "--image-size", "4"], "4"),
+    "wrong image size": (["export", "simple_cnn", "--onnx", "--image-size", "64"], "64"),
+}
+
+
+@pytest.mark.parametrize(("args", "said"), BAD.values(), ids=BAD)
+def test_bad_request_is_one_line_and_writes_nothing(cli, tmp_path, args, said):
+    result = cli(*args)
+    errors = [line for line in result.stderr.splitlines() if not line.startswith("note: ")]
+    assert result.exit_code == 2, result.stderr
+    assert result.stdout == ""
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("error: ")
+    assert said in errors[0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that nobody can write to, as /proc on Linux")
+def test_unwritable_folder_is_found_before_the_work(cli):
+    result = cli("export", "simple_cnn", "-o", "/proc/self/x.onnx")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: /proc/self/x.onnx cannot be written: ")
+    assert "random" not in result.stderr
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "text"])
+def test_bad_weight_file(cli, tmp_path, damage):
+    file = tmp_path / "w.pth"
+    torch.save(create_model("residual_mnist" if damage == "foreign" else "simple_cnn").state_dict(), file)
+    if damage != "foreign":
+        file.write_bytes(file.read_bytes()[:2000] if damage == "truncated" else b"not weights at all")
+    result = cli("export", "simple_cnn", "--onnx", "--weights", "w.pth")
+    assert result.exit_code == 2, result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "w.pth" in result.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["w.pth"]
+
+
+def test_failed_check_is_code_1(cli, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise ParityError("simple_cnn.onnx differs from its reference by 0.25")
+
+    monkeypatch.setattr(sys.modules["fastcnn.export"], "export_onnx", fail)
+    result = cli("export", "simple_cnn", "--onnx")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "error: simple_cnn.onnx differs from its reference by 0.25"
+    assert not list(tmp_path.iterdir())

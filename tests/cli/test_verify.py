@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+
+import onnx
+import pytest
+from onnx import numpy_helper
+
+
+@pytest.fixture
+def onnx_file(cli, tmp_path):
+    assert cli("export", "simple_cnn", "--onnx").exit_code == 0
+    return tmp_path / "simple_cnn.onnx"
+
+
+def test_a_good_file(cli, onnx_file):
+    result = cli("verify", onnx_file)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert "parity" in result.stdout
+
+
+def test_json(cli, onnx_file):
+    result = cli("verify", onnx_file, "--json")
+    assert result.stderr == ""
+    answer = json.loads(result.stdout)
+    assert answer["file"] == str(onnx_file)
+    assert answer["parity"]["passed"] is True
+
+
+@pytest.mark.parametrize("json_wanted", [False, True], ids=["text", "json"])
+def test_one_changed_weight_is_code_1(cli, onnx_file, json_wanted):
+    model = onnx.load(onnx_file)
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[0] += 1
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(model, onnx_file)
+    result = cli("verify", onnx_file, *(["--json"] if json_wanted else []))
+    assert result.exit_code == 1, result.stderr
+    assert result.stderr.startswith(f"error: {onnx_file} does not compute what its reference computes: ")
+    assert result.stderr.count("\n") == 1
+    if json_wanted:
+        assert json.loads(result.stdout)["parity"]["passed"] is False
+    else:
+        assert "FAILED" in result.stdout
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a model"], ids=["missing", "empty", "text"])
+@pytest.mark.parametrize("name", ["x.onnx", "x.pt", "x.pt2", "x.bin"])
+def test_a_file_that_is_none(cli, tmp_path, name, content):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    result = cli("verify", name)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")
+    assert name in result.stderr
