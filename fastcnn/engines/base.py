@@ -18,7 +18,7 @@ class Lowered:
     """A graph made ready to run.
 
     Attributes:
-        run: contiguous input [N, …] in the graph's dtype → flat list of outputs. N ≥ 1. May be called from several threads.
+        run: input [N, …] of any memory format in the graph's dtype → flat list of outputs. N ≥ 1. May be called from several threads.
         rows: computes the plan's rows, from the runtime's own account of what it runs where it gives one.
         reports: passes that the engine ran beyond those of the graph it was given.
         propagates_nan: whether a NaN or an infinity in the input comes out as eager PyTorch would give it.

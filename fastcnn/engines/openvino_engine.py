@@ -74,7 +74,10 @@ def _compile(model: bytes, dtype: torch.dtype) -> Any:
         # One stream over all threads, whatever number of cores and sockets there is: PyTorch's threading, so that a comparison is one of kernels.
         "NUM_STREAMS": 1,
     }
-    compiled = core.compile_model(core.read_model(io.BytesIO(model)), "CPU", options)
+    try:
+        compiled = core.compile_model(core.read_model(io.BytesIO(model)), "CPU", options)
+    except RuntimeError as error:
+        raise BackendError(f"OpenVINO cannot compile the model: {' '.join(str(error).split())}") from error
     chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if chosen != _PRECISION[dtype]:
         raise BackendError(f"OpenVINO would compute in {chosen} on this CPU, {_PRECISION[dtype]} was asked for")

@@ -26,7 +26,7 @@ _USUAL_BATCH = 8
 
 _mkldnn = torch.ops.mkldnn
 
-# Their result is a fresh tensor, which a ReLU that is its last reader may overwrite.
+# Their result is a fresh tensor, which a ReLU that is its only reader may overwrite.
 _OWNS_ITS_RESULT = (
     _mkldnn._convolution_pointwise.default,
     _mkldnn._convolution_pointwise.binary,
@@ -100,11 +100,10 @@ class _Lowering:
     def __init__(self, fused: CapturedGraph, packed_for: int | None) -> None:
         self._captured, self._packed_for = fused.copy(), packed_for
         self._kernels: dict[str, tuple[str, str]] = {}
-        self._order = {node: index for index, node in enumerate(self._captured.graph.nodes)}
         for node in self._captured.calls():
             if node.target in (fused_conv2d, aten.conv2d.default):
                 self._lower_convolution(node)
-            elif node.target is aten.relu.default and self._dies_in(node.args[0], node):
+            elif node.target is aten.relu.default and _has_one_reader(node.args[0]):
                 node.target = aten.relu_.default
                 self._kernels[node.name] = ("aten::relu_", "overwrites its input, which has no other reader")
             else:
@@ -118,24 +117,18 @@ class _Lowering:
         with torch.no_grad():
             return self._module(x.contiguous(memory_format=torch.channels_last) if self._is_image else x)
 
-    def _dies_in(self, value: Any, node: fx.Node) -> bool:
-        """Whether `node` is the last reader of `value`, and `value` owns its memory."""
-        if not isinstance(value, fx.Node) or value.target not in _OWNS_ITS_RESULT:
-            return False
-        return all(self._order.get(user, -1) <= self._order[node] for user in value.users)
-
     def _lower_convolution(self, node: fx.Node) -> None:
-        epilogue = (None, False)
-        defaults = (None, None, None, [1, 1], [0, 0], [1, 1], 1, *epilogue)
-        x, weight, bias, stride, padding, dilation, groups, residual, relu = (*node.args, *defaults[len(node.args) :])
+        # A plain conv2d is a fused one without residual and ReLU; trailing defaults may be left out.
+        defaults: list[Any] = [None, None, None, [1, 1], [0, 0], [1, 1], 1, None, False]
+        x, weight, bias, stride, padding, dilation, groups, residual, relu = [*node.args, *defaults[len(node.args) :]]
         suffix = (" + add" if residual is not None else "") + (" + relu" if relu else "")
-        sizes: tuple[int | None, ...] = x.meta["shape"][1:]  # type: ignore[union-attr]
+        sizes: tuple[int | None, ...] = x.meta["shape"][1:]
         constant = self._captured.is_constant(weight) and (bias is None or self._captured.is_constant(bias))
         if self._packed_for is None or not constant or len(sizes) != 3 or None in sizes:
             self._kernels[node.name] = (f"aten::conv2d{suffix}", "oneDNN has no fused form for this dtype, device or shape")
             return
         packed = _mkldnn._reorder_convolution_weight(
-            self._captured.raw_constant(weight),  # type: ignore[arg-type]
+            self._captured.raw_constant(weight),
             padding,
             stride,
             dilation,
@@ -151,6 +144,11 @@ class _Lowering:
             node.args = (x, residual, packed_node, bias, padding, stride, dilation, groups, "add", 1.0, "relu" if relu else None, [], None)
         node.kwargs = {}
         self._kernels[node.name] = (f"oneDNN convolution{suffix}", f"one call, weights packed for batch {self._packed_for}")
+
+
+def _has_one_reader(value: Any) -> bool:
+    """Whether `value` owns its memory and has one reader. An earlier reader could be a view that is read later."""
+    return isinstance(value, fx.Node) and value.target in _OWNS_ITS_RESULT and len(value.users) == 1
 
 
 def _operator_name(target: Any) -> str:
