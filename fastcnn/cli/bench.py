@@ -127,11 +127,11 @@ def _progress(title: str) -> Iterator[Progress]:
         output.note(f"measuring {title}")
         yield no_progress
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (TextColumn(f"{title}: {{task.description}}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True, redirect_stdout=False) as bar:
-        tasks = {}
+        tasks: dict[str, TaskID] = {}
 
         def show(phase: str, done: int, total: int, what: str) -> None:
             if phase not in tasks:  # the speed of preparing says nothing about that of timing: each has its own clock

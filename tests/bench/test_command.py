@@ -1,0 +1,203 @@
+"""`fastcnn bench` from the command line, on a model that takes a fraction of a millisecond."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner, Result
+
+from fastcnn.bench.peers import PEERS, Eager, EagerChannelsLast, Peer, Prepared, Subject
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`bench("--rounds", "1")` times `simple_cnn` in an empty folder."""
+    from fastcnn.cli.app import app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FASTCNN_DEBUG", raising=False)
+    return lambda *args: CliRunner().invoke(app, ["bench", *args], prog_name="fastcnn")
+
+
+def _row(name: str, runner: Callable[[Subject], Callable[[Tensor], Tensor]], ours: bool = False) -> type[Peer]:
+    def prepare(self: Peer, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        return Prepared(runner(subject), {})
+
+    return type("Row", (Peer,), {"name": name, "ours": ours, "prepare": prepare})
+
+
+def test_table_and_json_tell_the_same(bench: Command, tmp_path: Path) -> None:
+    result = bench("simple_cnn", "--batch-size", "1,3", "--peers", "eager*", "--rounds", "5", "--threads", "1", "--seed", "7", "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    data = json.loads((tmp_path / "r.json").read_text())
+    assert [(group["model"], group["batch_size"], group["scenario"]) for group in data["groups"]] == [
+        ("simple_cnn", 1, "single-stream"),
+        ("simple_cnn", 3, "offline"),
+    ]
+    assert data["settings"]["threads"] == 1
+    assert data["settings"]["seed"] == 7
+    for group in data["groups"]:
+        assert {row["name"] for row in group["rows"]} == {"eager", "eager_channels_last"}
+        for row in group["rows"]:
+            assert row["status"] == "timed"
+            assert [len(visit) for visit in row["rounds"]] == [5] * 5
+            assert row["ratio"]["low"] <= row["ratio"]["value"] <= row["ratio"]["high"]
+            assert row["relative_error"] <= 1e-5
+        assert f"simple_cnn · {group['batch_size']}×1×28×28 float32" in result.stdout
+    assert "everything measured is in r.json" in result.stderr
+    assert "measuring simple_cnn, batch 1" in result.stderr
+
+
+def test_json_on_stdout_is_nothing_but_json(bench: Command) -> None:
+    result = bench("simple_cnn", "--batch-size", "1", "--peers", "eager", "--rounds", "1", "--json", "-")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["groups"][0]["rows"][0]["name"] == "eager"
+
+
+def test_default_model_and_batch_sizes() -> None:
+    from fastcnn.cli.app import app
+
+    text = CliRunner().invoke(app, ["bench", "--help"]).output
+    assert "inception_v3" in text
+    assert "1,8" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["simple_cn"], "did you mean simple_cnn"),
+        (["simple_cnn", "--peers", "eagre"], "did you mean eager"),
+        (["simple_cnn", "--peers", ""], "--peers"),
+        (["simple_cnn", "--peers", "eager", "--baseline", "openvino"], "unknown baseline 'openvino'"),
+        (["simple_cnn", "--batch-size", "0"], "--batch-size"),
+        (["simple_cnn", "--batch-size", "a"], "--batch-size"),
+        (["simple_cnn", "--rounds", "0"], "rounds must be at least 1"),
+        (["simple_cnn", "--threads", "0"], "threads must be at least 1"),
+        (["simple_cnn", "--json", "missing/r.json"], "there is no folder missing"),
+        (["simple_cnn", "--device", "tpu"], "device"),
+    ],
+)
+def test_wrong_requests_end_with_2_and_one_line(bench: Command, tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = bench(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_json_is_kept_without_force(bench: Command, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text("precious")
+    options = ["simple_cnn", "--batch-size", "1", "--peers", "eager", "--rounds", "1", "--json", "r.json"]
+    refused = bench(*options)
+    assert (refused.exit_code, path.read_text()) == (2, "precious")
+    assert "--force" in refused.stderr
+    assert bench(*options, "--force").exit_code == 0
+    assert json.loads(path.read_text())["schema"]
+
+
+def test_cuda_without_a_gpu_ends_with_2_and_one_line(bench: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = bench("simple_cnn", "--device", "cuda")
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "no CUDA device" in result.stderr
+    assert not result.stdout
+
+
+def test_cuda_with_a_gpu_says_that_no_row_supports_it_yet(bench: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    result = bench("simple_cnn", "--device", "cuda")
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "no row can run on cuda: eager, eager_channels_last" in result.stderr
+    assert "not supported yet" in result.stderr
+
+
+def test_absent_row_is_listed(bench: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EagerChannelsLast, "missing", lambda self: "it has left")
+    result = bench("simple_cnn", "--batch-size", "1", "--peers", "eager*", "--rounds", "1")
+    assert result.exit_code == 0, result.output
+    assert "absent  eager_channels_last: it has left" in result.stdout
+
+
+def test_nothing_but_absent_rows_is_a_wrong_request(bench: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Eager, "missing", lambda self: "it has left")
+    result = bench("simple_cnn", "--peers", "eager")
+    assert result.exit_code == 2
+    assert "no row can run on cpu: eager: it has left" in result.stderr
+
+
+@pytest.mark.parametrize(("ours", "code"), [(False, 0), (True, 1)], ids=["a peer", "ours"])
+def test_row_that_computes_something_else_is_shown_as_failed(bench: Command, monkeypatch: pytest.MonkeyPatch, ours: bool, code: int) -> None:
+    monkeypatch.setitem(PEERS, "cheat", _row("cheat", lambda subject: lambda x: torch.zeros(len(x), 10), ours))
+    result = bench("simple_cnn", "--batch-size", "1", "--peers", "eager,cheat", "--rounds", "1")
+    assert result.exit_code == code, result.output
+    assert "failed  cheat: computes something else" in result.stdout
+
+
+def test_ctrl_c_reports_what_is_finished_and_ends_with_130(bench: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def runner(subject: Subject) -> Callable[[Tensor], Tensor]:
+        runs = 0
+
+        def run(x: Tensor) -> Tensor:
+            nonlocal runs
+            runs += 1
+            if len(x) == 2 and runs == 80:  # in the second group, well after its warm-up of a few runs and one round of six
+                raise KeyboardInterrupt
+            with torch.inference_mode():
+                return subject.model(x)
+
+        return run
+
+    monkeypatch.setitem(PEERS, "impatient", _row("impatient", runner))
+    result = bench("simple_cnn", "resnet18", "--batch-size", "1,2", "--peers", "eager,impatient", "--rounds", "20", "--json", "r.json")
+    assert result.exit_code == 130, result.output
+    assert "interrupted" in result.stdout
+    data = json.loads((tmp_path / "r.json").read_text())
+    assert data["interrupted"] is True
+    finished, stopped = data["groups"]  # and no group of the second model
+    assert not finished["interrupted"]
+    assert stopped["interrupted"]
+    assert all(len(row["rounds"]) == 20 for row in finished["rows"])
+    assert all(row["status"] == "timed" and 1 <= len(row["rounds"]) < 20 for row in stopped["rows"])
+
+
+def test_progress_bar_shows_both_phases_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from fastcnn.cli import bench as module
+
+    screen = Console(file=io.StringIO(), force_terminal=True, width=120)
+    monkeypatch.setattr(module.output, "console", lambda stderr=False: screen)
+    with module._progress("tiny, batch 1") as show:
+        show("preparing", 0, 2, "eager")
+        show("preparing", 1, 2, "openvino")
+        show("timing", 3, 20, "round 1 of 10")
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "tiny, batch 1: " in text
+    assert "timing (round 1 of 10)" in text
+
+
+def test_help_does_not_import_torch() -> None:
+    code = """
+import sys
+from fastcnn.cli import main
+sys.argv = ["fastcnn", "bench", "--help"]
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
