@@ -18,20 +18,20 @@ from torch import Tensor
 
 from fastcnn._version import __version__
 from fastcnn.engines import get_engine
-from fastcnn.errors import FileFormatError, RequestError
+from fastcnn.errors import BackendError, FileFormatError, RequestError
 from fastcnn.graph.plan import Plan
 from fastcnn.graph.serialization import graph_from_json, graph_to_json
 from fastcnn.optimized_module import OptimizedModule, Source
 
 _FORMAT = 1
-_KEY = "fastcnn"
+_KEY, _DIGEST_KEY = "fastcnn", "fastcnn.sha256"
 
 
 def save(module: OptimizedModule, path: str | Path, *, force: bool = False) -> Path:
     """Write `module` to `path`; an existing file needs `force`. The file appears whole or not at all.
 
     Raises:
-        RequestError: not an optimized module, or the path cannot be written.
+        RequestError: not an optimized module, a graph with an operation that has no plain form, or the path cannot be written.
     """
     if not isinstance(module, OptimizedModule):
         raise RequestError(f"fastcnn.save takes what fastcnn.optimize returned, not a {type(module).__name__}")
@@ -42,17 +42,22 @@ def save(module: OptimizedModule, path: str | Path, *, force: bool = False) -> P
         raise RequestError(f"cannot write to the folder {path.parent}")
     store = _Store()
     source = module.source
+    try:
+        graph = graph_to_json(source.graph)
+    except TypeError as error:
+        raise RequestError(f"this {source.graph.info.get('name', 'model')} cannot be saved: {error}") from error
     header = {
         "format": _FORMAT,
         "version": __version__,
         "backend": module.backend,
-        "graph": graph_to_json(source.graph),
+        "graph": graph,
         "constants": store.put_all(source.graph.constants()),
         "state_dict": store.put_all(source.state_dict),
         "plan": Plan(module.backend, (), source.passes, source.choice).to_dict(),
         "artifact": _store_artifact(store, module.lowered.artifact),
     }
-    _write(path, store.tensors, {_KEY: json.dumps(header, sort_keys=True)})
+    text = json.dumps(header, sort_keys=True)
+    _write(path, store.tensors, {_KEY: text, _DIGEST_KEY: hashlib.sha256(text.encode()).hexdigest()})
     return path
 
 
@@ -64,18 +69,29 @@ def load(path: str | Path, *, backend: str | None = None) -> OptimizedModule:
         FileFormatError: not a file of `fastcnn.save`, or a damaged one.
         BackendError: the engine cannot run here.
     """
-    header, tensors = _read(Path(path))
+    path = Path(path)
+    header, tensors = _read(path)
+    name = backend or header["backend"]
+    engine = get_engine(name)
+    try:
+        source, artifact = _restore(header, tensors)
+    except FileFormatError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, SyntaxError) as error:
+        raise FileFormatError(f"{path} does not hold what fastcnn.save writes: {type(error).__name__}: {error}") from error
+    reason = engine.unsupported(torch.device("cpu"), source.graph.input_dtype)
+    if reason:
+        raise BackendError(f"backend {name!r}: {reason}")
+    return OptimizedModule(source, engine, engine.lower(source.graph, source.graph.input_dtype, artifact if name == header["backend"] else None))
+
+
+def _restore(header: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Source, bytes | None]:
     get = _Getter(tensors)
     graph = graph_from_json(header["graph"], {name: get(key) for name, key in header["constants"].items()})
     saved = Plan.from_dict(header["plan"])
-    source = Source(graph, saved.passes, {name: get(key) for name, key in header["state_dict"].items()}, saved.choice)
-    name = backend or header["backend"]
-    engine = get_engine(name)
-    reason = engine.unsupported(torch.device("cpu"), graph.input_dtype)
-    if reason:
-        raise RequestError(f"backend {name!r}: {reason}")
-    artifact = _load_artifact(get, header["artifact"]) if name == header["backend"] else None
-    return OptimizedModule(source, engine, engine.lower(graph, graph.input_dtype, artifact))
+    # Copies: entries of equal content, and the graph's constants, must not become one tensor in a model that takes the state dict over.
+    state_dict = {name: get(key).clone() for name, key in header["state_dict"].items()}
+    return Source(graph, saved.passes, state_dict, saved.choice), _load_artifact(get, header["artifact"])
 
 
 class _Store:
@@ -151,9 +167,13 @@ def _bytes_tensor(data: bytes) -> Tensor:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise RequestError(f"cannot write to the folder {path.parent}: {error.strerror}") from error
     os.close(handle)
     try:
         save_file(tensors, temporary, metadata)
@@ -162,9 +182,10 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
+    except (OSError, SafetensorError) as error:
+        raise RequestError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
         Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -180,6 +201,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise FileFormatError(f"{path} is not a whole safetensors file: {error}") from error
     if _KEY not in metadata:
         raise FileFormatError(f"{path} was not written by fastcnn.save: it holds weights only; load them with create_model(…, weights={path.name!r})")
+    if hashlib.sha256(metadata[_KEY].encode()).hexdigest() != metadata.get(_DIGEST_KEY):
+        raise FileFormatError(f"{path}: the description of the model is not what was saved: the file is damaged")
     header = json.loads(metadata[_KEY])
     if header.get("format") != _FORMAT:
         raise FileFormatError(f"{path} has format {header.get('format')}, this fastcnn {__version__} reads format {_FORMAT}")

@@ -22,6 +22,7 @@ class Lowered:
         rows: computes the plan's rows, from the runtime's own account of what it runs where it gives one.
         reports: passes that the engine ran beyond those of the graph it was given.
         propagates_nan: whether a NaN or an infinity in the input comes out as eager PyTorch would give it.
+        input_dtype: what `run` takes, where that is not the graph's dtype.
         artifact: the file that the runtime loads, if it is one; `save` stores it, so that `load` need not make it again.
     """
 
@@ -29,6 +30,7 @@ class Lowered:
     rows: Callable[[], tuple[PlanRow, ...]]
     reports: tuple[PassReport, ...] = ()
     propagates_nan: bool = False
+    input_dtype: torch.dtype | None = None
     artifact: bytes | None = field(default=None, repr=False)
 
 

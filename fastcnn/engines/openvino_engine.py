@@ -54,13 +54,15 @@ class OpenVinoEngine:
             except queue.Empty:
                 request = compiled.create_infer_request()
             try:
-                results = request.infer([x.detach().float().contiguous().numpy()], share_inputs=True, share_outputs=True)
+                results = request.infer([x.contiguous().numpy()], share_inputs=True, share_outputs=True)
                 return [torch.from_numpy(results[port].copy()) for port in compiled.outputs]
             finally:
                 idle.put(request)
 
         # oneDNN's ReLU gives 0 for NaN.
-        return Lowered(run, lambda: rows_of_openvino(captured, compiled.get_runtime_model()), propagates_nan=False, artifact=artifact)
+        return Lowered(
+            run, lambda: rows_of_openvino(captured, compiled.get_runtime_model()), propagates_nan=False, input_dtype=torch.float32, artifact=artifact
+        )
 
 
 def _compile(model: bytes, dtype: torch.dtype) -> Any:

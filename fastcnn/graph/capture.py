@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 import linecache
 import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterable
+from contextlib import redirect_stderr
 from pathlib import Path
-from types import TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fastcnn.errors import CaptureError, InputError
+from fastcnn.errors import CaptureError, FastcnnError, InputError
 from fastcnn.graph.functionalize import functionalize
-from fastcnn.graph.ir import CapturedGraph, Shape
-
-log = logging.getLogger(__name__)
+from fastcnn.graph.ir import CapturedGraph, Shape, aten
+from fastcnn.graph.output_structure import structure_to_json
 
 
 def capture(model: nn.Module, example_input: Tensor) -> CapturedGraph:
@@ -29,12 +35,14 @@ def capture(model: nn.Module, example_input: Tensor) -> CapturedGraph:
 
     Raises:
         InputError: the example is not a floating-point tensor with a batch dimension.
-        CaptureError: a module is in training mode, or `torch.export` cannot follow the code; names the operation and the line.
+        CaptureError: a module is in training mode, writes to its own buffers, or `torch.export` cannot follow the code; names the operation and
+            the line.
     """
     _check(model, example_input)
     program = _export(model, example_input)
     module = program.module()
     _drop_guards(module)
+    _drop_write_back(model, module)
     (input_node,) = [node for node in module.graph.nodes if node.op == "placeholder"]
     _simplify_metadata(module.graph)
     outputs = module.graph.output_node().args[0]
@@ -42,23 +50,31 @@ def capture(model: nn.Module, example_input: Tensor) -> CapturedGraph:
     foreign = [output for output in flat if not isinstance(output, fx.Node)]
     if foreign:
         raise CaptureError(f"{type(model).__name__} returns {foreign[0]!r} among its outputs: only tensors can be captured")
-    spec = program.call_spec.out_spec
+    structure = structure_to_json(pytree.tree_unflatten(range(len(flat)), program.call_spec.out_spec), type(model).__name__)
     module.graph.set_codegen(fx.graph.CodeGen())
     module.graph.output_node().args = (flat,)
-    captured = CapturedGraph(module, input_node.meta["shape"], input_node.meta["dtype"], pytree.treespec_dumps(spec), _info(model))
+    captured = CapturedGraph(module, input_node.meta["shape"], input_node.meta["dtype"], structure, _info(model))
     captured.tidy()
     return captured
 
 
 def _check(model: nn.Module, example: Tensor) -> None:
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"the model must be a torch.nn.Module; it is a {type(model).__name__}")
     if not isinstance(example, Tensor) or not example.is_floating_point() or example.dim() < 1:
         what = f"{example.dtype} {list(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
         raise InputError(f"the example input must be one floating-point tensor with the batch first, such as [1, 3, 224, 224]; it is {what}")
     if example.shape[0] == 0:
         raise InputError("the example input is an empty batch; give at least one picture")
+    if example.is_meta:
+        raise InputError("the example input is a meta tensor, which holds no values: give one on a real device")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device != example.device:
+            raise InputError(f"{name} is on {tensor.device}, the example input on {example.device}: move one of them")
     training = [path or type(model).__name__ for path, module in model.named_modules() if module.training]
     if training:
-        more = f" and {len(training) - 1} more modules" if len(training) > 1 else ""
+        others = len(training) - 1
+        more = f" and {others} more module{'s' if others > 1 else ''}" if others else ""
         raise CaptureError(f"{training[0]}{more} in training mode: call model.eval() first, inference is what gets optimized")
 
 
@@ -67,42 +83,102 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     if example.shape[0] == 1:
         example = torch.cat([example, example])
     try:
-        with torch.no_grad():
-            program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
-            return functionalize(program)
+        # Where it fails, torch.export prints the graph so far; our error says it in one line.
+        with redirect_stderr(io.StringIO()):
+            return functionalize(_trace(model, example))
+    except FastcnnError:
+        raise
     except Exception as error:
-        raise CaptureError(_describe(model, error)) from error
+        raise CaptureError(_describe(model, example, error)) from error
 
 
-def _describe(model: nn.Module, error: BaseException) -> str:
+def _trace(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    with torch.no_grad():
+        return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
+
+
+def _describe(model: nn.Module, example: Tensor, error: BaseException) -> str:
     """One line: the operation that could not be captured, where it stands in the model's own code, and the first line of the reason."""
-    place, operation = _innermost(error.__traceback__)
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = next((" ".join(line.split()) for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = f"{type(error).__name__}: {reason}"
+    if "Constraints violated" in reason:
+        place, operation = _where_batch_is_restricted(model, example)
+        reason = "it does not work alike for every batch size; take the size from x.shape[0], or use x.flatten(1)"
+    else:
+        place, operation = _innermost(frame for frame, _ in traceback.walk_tb(error.__traceback__))
     what = f"operation {operation}" if operation else "the model"
-    return f"torch.export cannot capture {what} of {type(model).__name__}{f' at {place}' if place else ''}: {type(error).__name__}: {reason}"
+    return f"torch.export cannot capture {what} of {type(model).__name__}{f' at {place}' if place else ''}: {reason}"
 
 
-def _innermost(traceback: TracebackType | None) -> tuple[str, str]:
-    """The last frame outside PyTorch with its source line, and the last ATen operation that was being dispatched."""
-    inside_torch, here = str(Path(torch.__file__).parent), str(Path(__file__))
+def _innermost(frames: Iterable[FrameType]) -> tuple[str, str]:
+    """The last of `frames`, the outermost first, in the model's code with its source line, and the ATen operation being dispatched below it."""
     place = operation = ""
-    while traceback is not None:
-        frame = traceback.tb_frame
-        if not frame.f_code.co_filename.startswith((inside_torch, here, "<")):
-            line = linecache.getline(frame.f_code.co_filename, traceback.tb_lineno).strip()
-            place = f"{Path(frame.f_code.co_filename).name}:{traceback.tb_lineno} ({line})"
+    for frame in frames:
+        if _is_model_code(frame.f_code.co_filename):
+            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+            place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({line})"
             operation = ""
         func = frame.f_locals.get("func")
         if isinstance(func, torch._ops.OpOverload):
             operation = str(func)
-        traceback = traceback.tb_next
     return place, operation
+
+
+def _is_model_code(filename: str) -> bool:
+    """Neither PyTorch, nor the standard library (inside which installed packages stand), nor this file."""
+    inside_torch, library = str(Path(torch.__file__).parent), str(Path(os.__file__).parent)
+    if filename.startswith((inside_torch, "<")) or filename == __file__:
+        return False
+    return not filename.startswith(library) or "-packages" in filename
+
+
+class _BatchWatcher(logging.Filter):
+    """Notes the first place in the model's code where PyTorch decides something that holds for some batch sizes only; lets no record through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = ("", "")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self.found == ("", "") and "[guard added]" in record.getMessage():
+            self.found = _innermost(frame for frame, _ in reversed(list(traceback.walk_stack(sys._getframe(1)))))
+        return False
+
+
+def _where_batch_is_restricted(model: nn.Module, example: Tensor) -> tuple[str, str]:
+    """torch.export finds out only at its end: trace once more and watch its log for the decision."""
+    logger, watcher = logging.getLogger("torch.fx.experimental.symbolic_shapes"), _BatchWatcher()
+    level = logger.level
+    logger.addFilter(watcher)
+    logger.setLevel(logging.INFO)
+    try:
+        with redirect_stderr(io.StringIO()):
+            _trace(model, example)
+    except Exception:  # the error that brought us here
+        pass
+    finally:
+        logger.setLevel(level)
+        logger.removeFilter(watcher)
+    return watcher.found
 
 
 def _drop_guards(module: fx.GraphModule) -> None:
     """The engine's module checks its input itself, with messages about pictures rather than about symbols."""
     for node in list(module.graph.nodes):
         if node.op == "call_module" and not node.users:
+            module.graph.erase_node(node)
+
+
+def _drop_write_back(model: nn.Module, module: fx.GraphModule) -> None:
+    """What the model writes into its input stays inside the graph; a model that changes its own buffers is no function of its input."""
+    for node in list(module.graph.nodes):
+        if node.target is not aten.copy_.default:
+            continue
+        written, value = node.args
+        if written.op == "get_attr":
+            raise CaptureError(f"{type(model).__name__} writes to its buffer {written.target!r} in every call: only pure functions can be optimized")
+        if written.op == "placeholder":
+            node.replace_all_uses_with(value)
             module.graph.erase_node(node)
 
 
@@ -124,4 +200,5 @@ def _info(model: nn.Module) -> dict[str, Any]:
     """What the model says of itself, as plain data that a file can hold."""
     described = getattr(model, "fastcnn_info", None)
     info = dataclasses.asdict(described) if dataclasses.is_dataclass(described) and not isinstance(described, type) else {}
-    return {"name": type(model).__name__.lower(), **info}
+    # Through JSON: a tuple would come back from a file as a list.
+    return {"name": type(model).__name__.lower(), **json.loads(json.dumps(info))}

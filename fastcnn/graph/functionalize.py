@@ -9,18 +9,15 @@ from __future__ import annotations
 import operator
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 aten = torch.ops.aten
-
-# These return their input itself, which their schemas do not say.
-_IDENTITIES = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default)
 
 
 def functionalize(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """`program` without in-place calls; the values it returns are the same."""
     inplace = [node for node in program.graph.nodes if node.op == "call_function" and _mutates(node)]
-    if all(_is_simple(node) for node in inplace):
+    if _are_simple(program.graph, inplace):
         for node in inplace:
             _make_pure(node)
         return program
@@ -40,24 +37,36 @@ def _pure_form(node: fx.Node) -> torch._ops.OpOverload | None:
     return getattr(packet, node.target._overloadname, None) if packet is not None else None
 
 
-def _is_simple(node: fx.Node) -> bool:
-    """Writes only to its first argument, and that is a fresh value which nothing else aliases."""
-    target, written = node.target, node.args[0] if node.args else None
+def _are_simple(graph: fx.Graph, inplace: list[fx.Node]) -> bool:
+    """Whether each writes to its first argument only, and that is a fresh value of which nothing else has a view by then."""
+    if not inplace:
+        return True
+    if not all(_writes_first_argument_only(node) for node in inplace):
+        return False
+    # Fake tensors share storage where the real ones would; what a schema says of aliases leaves out dropout, type_as and others.
+    sharers: dict[int, list[fx.Node]] = {}
+    for node in graph.nodes:
+        values = node.meta.get("val")
+        for value in values if isinstance(values, (list, tuple)) else (values,):
+            if isinstance(value, Tensor):
+                sharers.setdefault(value.untyped_storage()._cdata, []).append(node)
+    written = set(inplace)
+    for group in sharers.values():
+        writes = [position for position, node in enumerate(group) if node in written]
+        if writes and (group[0].op != "call_function" or any(node not in written for node in group[1 : writes[-1]])):
+            return False
+    return True
+
+
+def _writes_first_argument_only(node: fx.Node) -> bool:
+    target, first = node.target, node.args[0] if node.args else None
     assert isinstance(target, torch._ops.OpOverload)
     mutated = [argument.name for argument in target._schema.arguments if argument.alias_info is not None and argument.alias_info.is_write]
-    if mutated != [target._schema.arguments[0].name] or _pure_form(node) is None or not isinstance(written, fx.Node):
+    if mutated != [target._schema.arguments[0].name] or _pure_form(node) is None or not isinstance(first, fx.Node):
         return False
-    if written.op != "call_function" or written.target is operator.getitem or _is_view(written):
-        return False
-    return not any(_is_view(user) for user in written.users)
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether the result may share memory with an argument."""
-    if not isinstance(node.target, torch._ops.OpOverload) or node.target in _IDENTITIES:
-        return node.op == "call_function"
-    schema = node.target._schema
-    return not schema.is_mutable and any(argument.alias_info is not None for argument in schema.arguments)
+    # The pure form would promote to the wider dtype, the in-place one keeps its own.
+    tensors = [other.meta["val"] for other in node.all_input_nodes if isinstance(other.meta.get("val"), Tensor)]
+    return all(tensor.dtype == first.meta["val"].dtype for tensor in tensors)
 
 
 def _make_pure(node: fx.Node) -> None:

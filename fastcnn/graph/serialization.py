@@ -6,6 +6,7 @@ Targets are ATen overloads by their schema names and a few pure Python functions
 from __future__ import annotations
 
 import operator
+import re
 from typing import Any
 
 import torch
@@ -19,9 +20,14 @@ _FUNCTIONS: dict[str, Any] = {
     "fused_conv2d": fused_conv2d,
     **{
         function.__name__: function
-        for function in (operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
+        for function in (
+            *(operator.getitem, operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.neg),
+            *(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
+        )
     },
 }
+# ATen's operation that opens a file.
+_REACHES_OUTSIDE = ("from_file",)
 _NAMES = {function: name for name, function in _FUNCTIONS.items()}
 _DTYPES = {
     str(dtype): dtype
@@ -63,18 +69,16 @@ def graph_from_json(data: dict[str, Any], constants: dict[str, Tensor]) -> Captu
     """
     graph, nodes = fx.Graph(), {}
     for entry in data["nodes"]:
+        op, target = entry["op"], entry["target"]
         args, kwargs = (_decode(entry[key], nodes) for key in ("args", "kwargs"))
-        if entry["op"] == "placeholder":
-            node = graph.placeholder(entry["target"])
-        elif entry["op"] == "get_attr":
-            if entry["target"] not in constants:
-                raise FileFormatError(f"the file lacks the constant {entry['target']!r} that its graph reads")
-            node = graph.get_attr(entry["target"])
-        elif entry["op"] == "output":
+        if op == "output":
             graph.output(args[0])
             continue
-        else:
-            node = graph.call_function(_target(entry["target"]), tuple(args), kwargs)
+        if op == "get_attr" and target not in constants:
+            raise FileFormatError(f"the file lacks the constant {target!r} that its graph reads")
+        _check_names(op, target, kwargs)
+        # The name is kept: rows of the plan without a module's path go by it.
+        node = graph.create_node(op, _target(target) if op == "call_function" else target, tuple(args), kwargs, entry["name"])
         meta = entry["meta"]
         node.meta = {**meta, "shape": tuple(meta["shape"]), "dtype": _DTYPES.get(meta["dtype"]), "folded": tuple(meta["folded"])}
         nodes[entry["name"]] = node
@@ -82,6 +86,15 @@ def graph_from_json(data: dict[str, Any], constants: dict[str, Tensor]) -> Captu
         graph, {name: tensor for name, tensor in constants.items() if any(n.op == "get_attr" and n.target == name for n in graph.nodes)}
     )
     return CapturedGraph(module, tuple(data["input_shape"]), _DTYPES[data["input_dtype"]], data["output_spec"], data["info"])
+
+
+def _check_names(op: str, target: str, kwargs: dict[str, Any]) -> None:
+    """torch.fx writes these names into Python source as they are."""
+    if op not in ("placeholder", "get_attr", "call_function"):
+        raise FileFormatError(f"the file's graph has a node of kind {op!r}")
+    names = list(kwargs) + ([target] if op == "placeholder" else [])
+    if not all(name.isidentifier() for name in names) or (op == "get_attr" and re.search(r'["\\\x00-\x1f]', target)):
+        raise FileFormatError(f"the file's graph has a name that is none: {target!r}")
 
 
 def _node_to_json(node: fx.Node) -> dict[str, Any]:
@@ -109,7 +122,7 @@ def _target(name: str) -> Any:
         return _FUNCTIONS[name]
     namespace, _, rest = name.partition(".")
     packet, _, overload = rest.partition(".")
-    if namespace == "aten" and packet.isidentifier() and overload.isidentifier():
+    if namespace == "aten" and packet.isidentifier() and overload.isidentifier() and packet not in _REACHES_OUTSIDE:
         target = getattr(getattr(torch.ops.aten, packet, None), overload, None)
         if isinstance(target, torch._ops.OpOverload):
             return target

@@ -12,8 +12,16 @@ from torch import Tensor, fx
 from fastcnn.graph.ir import CapturedGraph, add_folded, arguments, aten, only_user
 from fastcnn.graph.plan import PassReport
 
-# Target → the dimension of the weight that counts output channels.
-_FOLDABLE = {aten.conv1d.default: 0, aten.conv2d.default: 0, aten.conv3d.default: 0, aten.linear.default: 0}
+# Target → rank of its output where dimension 1 holds the channels. `.padding` is the overload with padding="same" or "valid".
+_FOLDABLE = {
+    aten.conv1d.default: 3,
+    aten.conv1d.padding: 3,
+    aten.conv2d.default: 4,
+    aten.conv2d.padding: 4,
+    aten.conv3d.default: 5,
+    aten.conv3d.padding: 5,
+    aten.linear.default: 2,
+}
 
 
 def fold_batch_norm(captured: CapturedGraph) -> PassReport:
@@ -40,8 +48,8 @@ def _why_not(captured: CapturedGraph, norm: fx.Node) -> str:
         return f"BatchNorm follows {getattr(producer.target, '__name__', producer.op)}"
     if only_user(producer) is not norm:
         return "the convolution's output is used elsewhere too"
-    if producer.target is aten.linear.default and len(norm.meta["shape"]) != 2:
-        return "BatchNorm runs over another dimension than the linear layer's output"
+    if len(norm.meta["shape"]) != _FOLDABLE[producer.target]:
+        return "BatchNorm runs over another dimension than the output channels"
     if not captured.is_constant(producer.args[1]) or not (arguments(producer)["bias"] is None or captured.is_constant(arguments(producer)["bias"])):
         return "the convolution's weights are computed"
     return ""

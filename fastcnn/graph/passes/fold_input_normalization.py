@@ -87,7 +87,7 @@ def _numbers(captured: CapturedGraph, operand: Any, value: _Value) -> list[float
     if not captured.is_constant(operand):
         raise _NotAffineError
     tensor: Tensor = captured.constant(operand)
-    if tensor.numel() == 1:
+    if tensor.numel() == 1 and tensor.dim() <= (3 if value.picked else 4):
         return [float(tensor)]
     along_channels = tensor.dim() in (3, 4) and tensor.shape[-2:] == (1, 1) and tensor.numel() == tensor.shape[-3]
     if value.picked or not along_channels:
@@ -109,6 +109,8 @@ def _arithmetic(captured: CapturedGraph, node: fx.Node) -> _Value:
     if op in (aten.mul.Tensor, aten.mul.Scalar):
         return value.map(numbers, [0.0])
     if op in (aten.div.Tensor, aten.div.Scalar):
+        if 0.0 in numbers:
+            raise _NotAffineError
         return value.map([1.0 / number for number in numbers], [0.0])
     return value.map([1.0], [-number for number in numbers] if op in (aten.sub.Tensor, aten.sub.Scalar) else numbers)
 
@@ -132,6 +134,8 @@ def _unsqueeze(captured: CapturedGraph, node: fx.Node) -> _Value:
 def _slice(captured: CapturedGraph, node: fx.Node) -> _Value:
     values = arguments(node)
     value = _trace(captured, values["self"])
+    if not all(values[name] is None or isinstance(values[name], int) for name in ("start", "end")):
+        raise _NotAffineError
     full = values["start"] in (None, 0) and (values["end"] is None or values["end"] >= 2**31) and values["step"] == 1
     if full and values["dim"] != 1:
         return value
@@ -163,12 +167,16 @@ _HANDLERS: dict[Any, Any] = {
 
 
 def _why_not(captured: CapturedGraph, conv: Convolution, value: _Value) -> str:
-    if value.picked or not captured.is_constant(conv.weight) or not (conv.bias is None or captured.is_constant(conv.bias)):
+    if value.picked:
+        return "the convolution reads one channel without its dimension"
+    if not captured.is_constant(conv.weight) or not (conv.bias is None or captured.is_constant(conv.bias)):
         return "the convolution's weights are computed"
     if conv.groups != 1:
         return "grouped convolution"
     if conv.padding != (0, 0) and any(channel.shift != 0 for channel in value.channels):
         return "the first convolution pads: a shifted border would not be zero"
+    if len({channel.source for channel in value.channels}) != captured.input_shape[1]:
+        return "an input channel is not read: a weight of zero would still let its NaN and infinity through"
     return ""
 
 
@@ -176,8 +184,8 @@ def _fold(captured: CapturedGraph, node: fx.Node, conv: Convolution, value: _Val
     weight = captured.constant(conv.weight)
     in_channels = captured.input_shape[1]
     assert in_channels is not None
-    folded = torch.zeros(weight.shape[0], in_channels, *weight.shape[2:], dtype=torch.float64)
-    shift = torch.zeros(weight.shape[0], dtype=torch.float64) if conv.bias is None else captured.constant(conv.bias).clone()
+    folded = weight.new_zeros(weight.shape[0], in_channels, *weight.shape[2:])
+    shift = weight.new_zeros(weight.shape[0]) if conv.bias is None else captured.constant(conv.bias).clone()
     for position, channel in enumerate(value.channels):
         folded[:, channel.source] += weight[:, position] * channel.scale
         shift += weight[:, position].sum(dim=(1, 2)) * channel.shift

@@ -39,7 +39,7 @@ def _residual(captured: CapturedGraph, conv: fx.Node, add: fx.Node, order: dict[
     other = values["other"] if values["self"] is conv else values["self"]
     if values["alpha"] != 1 or not isinstance(other, fx.Node) or other is conv or captured.is_constant(other):
         return None
-    if other.meta.get("shape") != conv.meta["shape"]:
+    if other.meta.get("shape") != conv.meta["shape"] or other.meta.get("dtype") != conv.meta["dtype"]:
         return None
     # Of two convolutions that meet in an add, the one that runs last takes the other's output as its residual.
     is_convolution = other.target is aten.conv2d.default and only_user(other) is add

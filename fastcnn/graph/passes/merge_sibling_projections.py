@@ -27,6 +27,8 @@ def merge_sibling_projections(captured: CapturedGraph) -> PassReport:
         siblings = [conv for conv in pointwise if _is_mergeable(captured, conv)]
         for _ in range(len(pointwise) - len(siblings)):
             report.decline("a 1×1 sibling has a stride, padding, groups or computed weights")
+        if len(siblings) < 2:
+            continue
         siblings.sort(key=_has_relu)
         for with_relu, group in groupby(siblings, key=_has_relu):
             members = sorted(group, key=order.__getitem__)
@@ -40,7 +42,12 @@ def merge_sibling_projections(captured: CapturedGraph) -> PassReport:
 
 def _is_mergeable(captured: CapturedGraph, node: fx.Node) -> bool:
     conv = Convolution.of(node)
-    return conv.is_projection and captured.is_constant(conv.weight) and (conv.bias is None or captured.is_constant(conv.bias))
+    return (
+        conv.is_projection
+        and len(node.meta["shape"]) == 4
+        and captured.is_constant(conv.weight)
+        and (conv.bias is None or captured.is_constant(conv.bias))
+    )
 
 
 def _has_relu(conv: fx.Node) -> bool:
@@ -50,10 +57,9 @@ def _has_relu(conv: fx.Node) -> bool:
 
 def _merge(captured: CapturedGraph, members: list[fx.Node], with_relu: bool) -> None:
     first, parts = members[0], [Convolution.of(member) for member in members]
-    weights = [captured.constant(part.weight).double() for part in parts]
+    weights = [captured.constant(part.weight) for part in parts]
     biases = [
-        torch.zeros(len(weight), dtype=torch.float64) if part.bias is None else captured.constant(part.bias)
-        for part, weight in zip(parts, weights, strict=True)
+        weight.new_zeros(len(weight)) if part.bias is None else captured.constant(part.bias) for part, weight in zip(parts, weights, strict=True)
     ]
     path = "+".join(member.meta.get("path") or member.name for member in members)
     batch, _, height, width = first.meta["shape"]

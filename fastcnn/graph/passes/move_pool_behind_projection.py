@@ -37,6 +37,10 @@ def _why_not(captured: CapturedGraph, pool: fx.Node, conv: Convolution) -> str:
         return "ceil-mode pool: its last windows reach beyond the padding and count fewer elements"
     if pair(values["stride"] or values["kernel_size"]) != (1, 1):
         return "the pool has a stride: the projection would see more pixels"
+    if values["divisor_override"] is not None:
+        return "the pool divides by another number than the size of its window"
+    if len(pool.meta["shape"]) != 4:
+        return "the pool has no batch dimension"
     if conv.bias is not None and not captured.is_constant(conv.bias):
         return "the projection's bias is computed"
     out_channels, in_channels = conv.weight.meta["shape"][:2]

@@ -1,0 +1,185 @@
+"""Reading and writing the two containers: ONNX protobuf, and the zip archive of TorchScript and `.pt2`.
+
+Both are written with the metadata last, after the bytes that were checked, so that adding the figures of a check cannot change what was checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx.numpy_helper
+
+from fastcnn.errors import FileFormatError, RequestError
+
+# The entry that holds our metadata in every format.
+KEY = "fastcnn"
+
+_TITLE = {"onnx": "ONNX", "torchscript": "TorchScript", "pt2": ".pt2"}
+_ALIGNMENT = 64  # of tensor bytes in the archive, as PyTorch writes them, so that they can be memory-mapped
+_WEIGHT_RECORDS = re.compile(r"(constants|data|data/weights|data/constants)/[^/]+")
+
+
+@dataclass(frozen=True)
+class Container:
+    """A file's content without our metadata: what is checked, and what the digests cover.
+
+    Attributes:
+        damaged: records whose checksum does not match their bytes.
+    """
+
+    format: str
+    content: bytes | Mapping[str, bytes]
+    damaged: tuple[str, ...] = ()
+
+    def write(self, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
+        """Write the file; byte for byte the same for the same content and metadata."""
+        text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"), default=str) if metadata is not None else None
+        if isinstance(self.content, bytes):
+            # Concatenated protobuf messages merge: the entry is appended to the list of metadata.
+            entry = (
+                onnx.ModelProto(metadata_props=[onnx.StringStringEntryProto(key=KEY, value=text)]).SerializeToString() if text is not None else b""
+            )
+            path.write_bytes(self.content + entry)
+        else:
+            extra = {f"extra/{KEY}": text.encode()} if text is not None else {}
+            _write_archive(path, {**self.content, **extra})
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the weights (names, dtypes, shapes, bytes), and of the graph: everything else but our metadata."""
+        if isinstance(self.content, bytes):
+            return _onnx_digests(onnx.load_model_from_string(self.content))
+        weights = {name: data for name, data in self.content.items() if _WEIGHT_RECORDS.fullmatch(name)}
+        rest = {name: data for name, data in self.content.items() if name not in weights}
+        return {"weights": _sha256_of(weights.items()), "graph": _sha256_of(rest.items())}
+
+
+def read_container(path: Path) -> tuple[Container, dict[str, Any]]:
+    """(content, metadata) of a file that fastcnn wrote.
+
+    Raises:
+        RequestError: no such file.
+        FileFormatError: truncated, of another format, or without fastcnn's metadata.
+    """
+    if not path.is_file():
+        raise RequestError(f"{path} is a folder" if path.is_dir() else f"{path} does not exist")
+    with path.open("rb") as file:
+        magic = file.read(4)
+    container, text = _read_archive(path) if magic == b"PK\x03\x04" else _read_onnx(path)
+    if text is None:
+        raise FileFormatError(f"{path} was not exported by fastcnn: it is {_TITLE[container.format]}, but lacks the metadata entry {KEY!r}")
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise FileFormatError(f"{path} has damaged metadata: {error}") from error
+    if not isinstance(metadata, dict):
+        raise FileFormatError(f"{path} has damaged metadata: a JSON object was expected")
+    return container, metadata
+
+
+# -- ONNX --------------------------------------------------------------------------------------------------------------
+
+
+def _read_onnx(path: Path) -> tuple[Container, str | None]:
+    data = path.read_bytes()
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception as error:  # protobuf's exceptions differ between its implementations
+        raise FileFormatError(f"{path} is truncated, or neither ONNX, TorchScript nor .pt2") from error
+    if not model.ir_version or not model.graph.node:
+        raise FileFormatError(f"{path} is neither ONNX, TorchScript nor .pt2")
+    text = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
+    kept = [entry for entry in model.metadata_props if entry.key != KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    return Container("onnx", serialize(model)), text
+
+
+def serialize(model: onnx.ModelProto) -> bytes:
+    """Bytes of a model; the same in every process."""
+    return model.SerializeToString(deterministic=True)
+
+
+def _onnx_digests(model: onnx.ModelProto) -> dict[str, str]:
+    tensors = [
+        (f"{tensor.name}\0{tensor.data_type}\0{','.join(map(str, tensor.dims))}", _tensor_bytes(tensor))
+        for tensor in sorted(model.graph.initializer, key=lambda tensor: tensor.name)
+    ]
+    del model.graph.initializer[:]
+    return {"weights": _sha256_of(tensors), "graph": _sha256_of([("", serialize(model))])}
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> bytes:
+    """The numbers of a tensor, whichever of its fields holds them."""
+    return tensor.raw_data if tensor.HasField("raw_data") else onnx.numpy_helper.to_array(tensor).tobytes()
+
+
+# -- the archive of TorchScript and .pt2 -------------------------------------------------------------------------------
+
+
+def _read_archive(path: Path) -> tuple[Container, str | None]:
+    records: dict[str, bytes] = {}
+    damaged = []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                name = info.filename.partition("/")[2]
+                try:
+                    records[name] = archive.read(info)
+                except zipfile.BadZipFile as error:
+                    if "CRC" not in str(error):
+                        raise
+                    records[name] = b""
+                    damaged.append(name)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise FileFormatError(f"{path} is truncated or damaged: {error}") from error
+    if records.get("archive_format") == b"pt2":
+        format_ = "pt2"
+    elif "constants.pkl" in records and any(name.startswith("code/") for name in records):
+        format_ = "torchscript"
+    else:
+        raise FileFormatError(f"{path} is neither ONNX, TorchScript nor .pt2")
+    text = records.pop(f"extra/{KEY}", None)
+    try:
+        return Container(format_, records, tuple(damaged)), None if text is None else text.decode()
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path} has damaged metadata: {error}") from error
+
+
+def _write_archive(path: Path, records: Mapping[str, bytes]) -> None:
+    """An archive that PyTorch reads: stored, no dates, each record's bytes at a multiple of 64."""
+    with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, data in records.items():
+            info = zipfile.ZipInfo(f"archive/{name}", date_time=(1980, 1, 1, 0, 0, 0))
+            info.create_system = 0  # else it says on which system it was written
+            start = file.tell() + 30 + len(info.filename.encode())  # 30: the fixed part of a local header
+            padding = -(start + 4) % _ALIGNMENT  # 4: the header of the extra field
+            info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
+            archive.writestr(info, data)
+
+
+def read_records(data: zipfile.ZipFile) -> dict[str, bytes]:
+    """Records of an archive that PyTorch wrote, without its top folder, in their order, and without its random-looking serialization id."""
+    names = {info.filename: info.filename.partition("/")[2] for info in data.infolist()}
+    return {name: data.read(path) for path, name in names.items() if name != ".data/serialization_id"}
+
+
+def _sha256_of(entries: Iterable[tuple[str, bytes]] | Sequence[tuple[str, bytes]]) -> str:
+    digest = hashlib.sha256()
+    for name, data in sorted(entries, key=lambda entry: entry[0]):
+        digest.update(f"{name}\0{len(data)}\0".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,101 @@
+"""The last edits before a graph becomes a file: precision at its borders, softmax, a fixed batch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fastcnn.errors import RequestError
+from fastcnn.graph.ir import CapturedGraph, aten
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def finish(captured: CapturedGraph, precision: str, softmax: bool) -> CapturedGraph:
+    """A copy whose constants are rounded once to `precision`; input and outputs stay float32: the file is a drop-in whatever it computes in.
+
+    Raises:
+        RequestError: softmax of a model that does not return one [N, classes, ...] tensor.
+    """
+    captured = captured.copy()
+    captured.cast_constants(DTYPES[precision])
+    captured.module.cpu()  # a file belongs to no device
+    outputs = list(captured.output_nodes)
+    if precision != "fp32":
+        _cast_borders(captured, DTYPES[precision], outputs)
+    if softmax:
+        if len(outputs) != 1 or len(outputs[0].meta["shape"]) < 2:
+            raise RequestError(f"softmax needs a model with one output [N, classes]; {captured.info['name']} has {len(outputs)} outputs")
+        with captured.graph.inserting_before(captured.graph.output_node()):
+            probabilities = captured.graph.call_function(aten.softmax.int, (outputs[0], 1))
+        probabilities.meta.update(outputs[0].meta, path="softmax")
+        outputs = [probabilities]
+    captured.graph.output_node().args = (outputs,)
+    captured.input_dtype = torch.float32
+    captured.tidy()
+    captured.module.eval()
+    return captured
+
+
+def _cast_borders(captured: CapturedGraph, dtype: torch.dtype, outputs: list[fx.Node]) -> None:
+    source, graph = captured.input_node, captured.graph
+    with graph.inserting_after(source):
+        inside = graph.call_function(aten.to.dtype, (source, dtype))
+    source.replace_all_uses_with(inside, delete_user_cb=lambda user: user is not inside)
+    inside.meta.update(source.meta, dtype=dtype, path="input")
+    source.meta["dtype"] = torch.float32
+    for position, output in enumerate(outputs):
+        output = inside if output is source else output
+        with graph.inserting_before(graph.output_node()):
+            outputs[position] = graph.call_function(aten.to.dtype, (output, torch.float32))
+        outputs[position].meta.update(output.meta, dtype=torch.float32, path="output")
+
+
+def deployed_module(captured: CapturedGraph, batch_size: int | None = None) -> fx.GraphModule:
+    """The graph as a file exposes it: it returns one tensor for a model with one output, or else a flat tuple of its tensors.
+
+    With `batch_size`, its first operation is one that only a batch of that size passes.
+    """
+    captured = captured.copy()
+    source, outputs = captured.input_node, captured.output_nodes
+    captured.graph.output_node().args = (outputs[0] if len(outputs) == 1 else tuple(outputs),)
+    if batch_size is not None:
+        with captured.graph.inserting_after(source):
+            fixed = captured.graph.call_function(aten.view.default, (source, list(example_for(captured, batch_size).shape)))
+        source.replace_all_uses_with(fixed, delete_user_cb=lambda user: user is not fixed)
+    captured.tidy()
+    return captured.module.eval()
+
+
+def example_for(captured: CapturedGraph, batch_size: int | None) -> Tensor:
+    """A tensor to trace with: two pictures where the batch is dynamic, since a size of 1 would be taken for a constant."""
+    return torch.zeros([batch_size or 2, *(int(size) for size in captured.input_shape[1:] if size is not None)], dtype=captured.input_dtype)
+
+
+def dynamic_batch(batch_size: int | None) -> tuple[dict[int, Any]] | None:
+    """`dynamic_shapes` of torch.export for one input."""
+    return ({0: torch.export.Dim("batch")},) if batch_size is None else None
+
+
+def default_output_names(captured: CapturedGraph, single: str = "logits") -> list[str]:
+    """`single` of a model with one output; the keys of one that returns a dict; or else output_0, output_1 and so on."""
+    count = len(captured.output_nodes)
+    if count == 1:
+        return [single]
+    keys = _dict_keys(captured.output_spec)
+    if len(keys) == count and all(isinstance(key, str) and key.isidentifier() and key != "input" for key in keys):
+        return keys
+    return [f"output_{position}" for position in range(count)]
+
+
+def _dict_keys(spec: str) -> list[Any]:
+    """Keys of a treespec in JSON that is one flat dict; empty for any other."""
+    _, tree = json.loads(spec)
+    if tree.get("type") not in ("builtins.dict", "collections.OrderedDict") or any(child["children_spec"] for child in tree["children_spec"]):
+        return []
+    context = tree["context"]
+    keys = json.loads(context) if isinstance(context, str) else context
+    return keys if isinstance(keys, list) else []

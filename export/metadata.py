@@ -1,0 +1,119 @@
+"""What a file says of itself: one JSON object under the key `fastcnn`. No dates, no machine names: the same inputs give the same bytes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastcnn import __version__
+from fastcnn.export.request import Request
+from fastcnn.graph.ir import CapturedGraph
+from fastcnn.graph.plan import PassReport
+from fastcnn.parity import ParityReport
+
+FORMAT_VERSION = 1
+
+# Packages that took part, by format; of several names for one module, the one that is installed counts.
+_PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
+    "onnx": {
+        "torch": ("torch",),
+        "onnx": ("onnx",),
+        "onnxscript": ("onnxscript",),
+        "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+        "openvino": ("openvino",),
+    },
+    "torchscript": {"torch": ("torch",)},
+    "pt2": {"torch": ("torch",)},
+}
+
+
+def build_metadata(
+    format_: str,
+    request: Request,
+    *,
+    captured: CapturedGraph,
+    names: Sequence[str],
+    weights_sha256: str,
+    passes: Sequence[PassReport],
+    reports: Mapping[str, ParityReport],
+    digests: Mapping[str, str],
+    golden: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The object that `read_metadata` returns. `captured` is the graph in the file, `names` are those of its outputs."""
+    info = captured.info
+    shapes = [["batch" if size is None else size for size in node.meta["shape"]] for node in captured.output_nodes]
+    if request.batch_size is not None:
+        shapes = [[request.batch_size if size == "batch" else size for size in shape] for shape in shapes]
+    return {
+        "format_version": FORMAT_VERSION,
+        "format": format_,
+        "model": {
+            "name": info["name"],
+            "options": dict(info.get("options") or {}),
+            "weights": info.get("weights") or "those of the module that was passed in",
+            "weights_sha256": weights_sha256,
+        },
+        "versions": {"fastcnn": __version__, **_versions(format_)},
+        **({"opset": request.opset} if format_ == "onnx" else {}),
+        "precision": request.precision,
+        "input": {
+            "name": "input",
+            "layout": "NCHW" if len(captured.input_shape) == 4 else "batch first",
+            "shape": [request.batch_size or "batch", *captured.input_shape[1:]],
+            "dtype": "float32",
+            "normalization": _normalization(info),
+        },
+        "outputs": [{"name": name, "shape": shape, "dtype": "float32"} for name, shape in zip(names, shapes, strict=True)],
+        "labels": _labels(info, request, shapes[0]),
+        "passes": [str(report) for report in passes],
+        "parity": {name: _figures(report) for name, report in reports.items()},
+        "digests": dict(digests),
+        "golden": dict(golden),
+    }
+
+
+def _normalization(info: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How pixels become input, where the model says so."""
+    if not info.get("mean") or not info.get("std"):
+        return None
+    return {"rule": "(pixel / 255 - mean) / std, per channel", "mean": list(info["mean"]), "std": list(info["std"])}
+
+
+def _labels(info: Mapping[str, Any], request: Request, shape: Sequence[int | str]) -> list[str] | None:
+    if request.labels is not None:
+        return list(request.labels)
+    own = info.get("categories")
+    return list(own) if own and len(shape) > 1 and len(own) == shape[1] else None
+
+
+def _versions(format_: str) -> dict[str, str]:
+    found = {}
+    for module, packages in _PACKAGES[format_].items():
+        for package in packages:
+            try:
+                found[module] = importlib.metadata.version(package)
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def _figures(report: ParityReport) -> dict[str, Any]:
+    """Rounded up to two digits: what can still differ from run to run lies far behind them."""
+    return {
+        "relative_error": _rounded_up(report.relative_error),
+        "max_abs_error": _rounded_up(report.max_abs_error),
+        "tolerance": _rounded_up(report.tolerance),
+        "top1_agreement": report.top1_agreement,
+        "dtype": report.dtype,
+        "batch_sizes": list(report.batch_sizes),
+    }
+
+
+def _rounded_up(value: float) -> float:
+    if value == 0 or not math.isfinite(value):
+        return value
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) - 1)
+    return float(f"{math.ceil(value / unit - 1e-9) * unit:.2g}")

@@ -1,0 +1,48 @@
+"""What an exporter returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastcnn.graph.plan import PassReport
+    from fastcnn.parity import ParityReport
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """A file that was written, and the proof that it computes what its reference computes.
+
+    Attributes:
+        format: "onnx", "torchscript" or "pt2".
+        bytes, sha256: of the file.
+        seconds: from the call to the file in its place.
+        parity: over all runtimes; `parity.rows` has each of them at each batch size.
+        passes: what each graph pass did.
+        metadata: what `read_metadata` reads from the file.
+    """
+
+    path: Path
+    format: str
+    bytes: int
+    sha256: str
+    seconds: float
+    parity: ParityReport
+    passes: Sequence[PassReport]
+    metadata: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; the golden pair stays in the file."""
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+            "seconds": self.seconds,
+            "parity": self.parity.to_dict(),
+            "passes": [str(report) for report in self.passes],
+            "metadata": {key: value for key, value in self.metadata.items() if key != "golden"},
+        }

@@ -1,0 +1,57 @@
+"""Check a file again from what is stored in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastcnn.errors import FileFormatError, ParityError
+from fastcnn.export import golden
+from fastcnn.export.container import read_container
+from fastcnn.export.runtimes import runtimes_for
+from fastcnn.parity import BatchParity, Expected, ParityReport, compare
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file that fastcnn exported says of itself: model, versions, input, labels, weights, parity figures and the golden pair.
+
+    Raises:
+        RequestError: no such file.
+        FileFormatError: truncated, of another format, or not exported by fastcnn.
+    """
+    return read_container(Path(path))[1]
+
+
+def verify_file(path: str | os.PathLike[str]) -> ParityReport:
+    """Run a file in its own runtimes on the golden pictures stored in it, and compare outputs and digests with what is stored; needs no reference.
+
+    Returns a report, passed or not; its `failures` say whether weights, graph or output changed.
+
+    Raises:
+        RequestError: no such file.
+        FileFormatError: truncated, of another format, or not exported by fastcnn.
+    """
+    path = Path(path)
+    container, metadata = read_container(path)
+    if not isinstance(metadata.get("digests"), dict) or not isinstance(metadata.get("golden"), dict):
+        raise FileFormatError(f"{path} has damaged metadata: digests or golden pair are missing")
+    pair = golden.decode(metadata["golden"])
+
+    found = container.digests()
+    failures = [f"the {part} changed since the export (SHA-256)" for part, digest in found.items() if digest != metadata["digests"].get(part)]
+    failures += [f"record {record} is damaged" for record in container.damaged]
+    batches = [np.ascontiguousarray(pair.pictures[list(batch)]) for batch in pair.batches]
+    expected = Expected(pair.dtype, tuple((0, len(batch)) for batch in pair.batches), pair.outputs)
+    rows: list[BatchParity] = []
+    for name, run in runtimes_for(container.format).items():
+        try:
+            results = run(path, batches)
+        except ParityError as error:
+            failures.append(str(error))
+            continue
+        kept = [golden.first_rows(outputs, batch) for outputs, batch in zip(results, pair.batches, strict=True)]
+        rows += compare(kept, expected, tolerance=pair.tolerance, runtime=name).rows
+    return ParityReport.of(rows, pair.dtype, failures)

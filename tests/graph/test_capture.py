@@ -1,0 +1,271 @@
+"""Any classifier becomes a graph with a dynamic batch, or one line that says why not."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from graph_support import Net, assert_same_function, images, net, ops
+from torch import nn
+
+import fastcnn
+from fastcnn.errors import CaptureError, InputError
+from fastcnn.graph.capture import capture
+from fastcnn.graph.output_structure import packer
+
+IMAGE = images(2, 3, 8, 8)
+
+
+def _conv(**options):
+    return nn.Conv2d(3, 4, 3, **options)
+
+
+def _head(s, x):
+    return s.fc(F.adaptive_avg_pool2d(F.relu(s.conv(x)), 1).flatten(1))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+def test_batch_is_dynamic_whatever_the_example(batch):
+    """Also where the batch equals the number of channels, or a side."""
+    model = net(_head, conv=_conv(), fc=nn.Linear(4, 5))
+    captured = capture(model, images(batch, 3, 8, 8))
+
+    assert captured.input_shape == (None, 3, 8, 8)
+    assert captured.input_dtype == torch.float32
+    for size in (1, 2, 5, 7):
+        x = images(size, 3, 8, 8, seed=size)
+        torch.testing.assert_close(captured.module(x)[0], model(x))
+
+
+def test_nodes_know_shape_dtype_and_path():
+    captured = capture(net(_head, conv=_conv(), fc=nn.Linear(4, 5)), IMAGE)
+
+    rows = [(node.meta["path"], node.meta["shape"], node.meta["dtype"]) for node in captured.calls()]
+    assert rows[0] == ("conv", (None, 4, 6, 6), torch.float32)
+    assert rows[-1] == ("fc", (None, 5), torch.float32)
+    assert set(captured.constants()) == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"}
+
+
+def test_info_of_the_model():
+    assert capture(fastcnn.create_model("simple_cnn"), images(1, 1, 28, 28)).info["name"] == "simple_cnn"
+    assert capture(net(_head, conv=_conv(), fc=nn.Linear(4, 5)), IMAGE).info == {"name": "net"}
+
+
+def test_copy_is_independent():
+    captured = capture(net(_head, conv=_conv(), fc=nn.Linear(4, 5)), IMAGE)
+    other = captured.copy()
+    other.cast_constants(torch.float64)
+
+    assert captured.input_dtype == torch.float32
+    assert captured.constants()["conv.weight"].dtype == torch.float32
+    assert ops(other) == ops(captured)
+
+
+class Pair(NamedTuple):
+    main: torch.Tensor
+    aux: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        pytest.param(lambda a, b: (a, b), id="tuple"),
+        pytest.param(lambda a, b: [a, b], id="list"),
+        pytest.param(lambda a, b: {"out": a, "aux": b}, id="dict"),
+        pytest.param(lambda a, b: OrderedDict(out=a, aux=b), id="ordered dict"),
+        pytest.param(Pair, id="named tuple"),
+        pytest.param(lambda a, b: {"x": [a, (b, {"again": a})], "y": Pair(b, b)}, id="nested"),
+        pytest.param(lambda a, b: (a,), id="tuple of one"),
+    ],
+)
+def test_structure_of_outputs(pack):
+    model = net(lambda s, x: pack(s.conv(x), x + 1), conv=_conv())
+    captured = capture(model, IMAGE)
+    want, packed = model(IMAGE), packer(captured.output_spec)(captured.module(IMAGE))
+
+    assert type(packed) is type(want)
+    torch.testing.assert_close(packed, want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("forward", [lambda s, x: x, lambda s, x: s.conv.bias, lambda s, x: (x.mean(), s.conv(x))], ids=["input", "weight", "scalar"])
+def test_unusual_outputs(forward):
+    assert_same_function(capture(net(forward, conv=_conv()), IMAGE), net(forward, conv=_conv()), IMAGE)
+
+
+def test_optional_arguments_keep_their_defaults():
+    class WithOptions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = _conv()
+
+        def forward(self, x, mask=None, double=False):
+            return self.conv(x) * (2 if double else 1)
+
+    model = WithOptions().eval()
+    torch.testing.assert_close(capture(model, IMAGE).module(IMAGE)[0], model(IMAGE))
+
+
+def test_original_is_untouched():
+    model = net(lambda s, x: s.bn(s.conv(x)).relu_(), conv=_conv(), bn=nn.BatchNorm2d(4))
+    calls = []
+    model.conv.register_forward_hook(lambda *_: calls.append(1))
+    before, requires = copy.deepcopy(model.state_dict()), [p.requires_grad for p in model.parameters()]
+    identities = [id(p) for p in model.parameters()]
+    example = IMAGE.clone()
+
+    captured = capture(model, example)
+    captured.cast_constants(torch.float32)
+    for tensor in captured.constants().values():
+        tensor.zero_()
+
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+    torch.testing.assert_close(example, IMAGE, rtol=0, atol=0)
+    assert [id(p) for p in model.parameters()] == identities
+    assert [p.requires_grad for p in model.parameters()] == requires
+    calls.clear()
+    model.train()
+    model(example).sum().backward()
+    assert calls == [1]
+    assert model.conv.weight.grad is not None
+
+
+def test_later_changes_of_the_original_do_not_reach_cast_constants():
+    model = net(_head, conv=_conv(), fc=nn.Linear(4, 5))
+    captured = capture(model, IMAGE)
+    captured.cast_constants(torch.float32)
+    want = captured.module(IMAGE)[0].clone()
+    with torch.no_grad():
+        model.conv.weight.zero_()
+
+    torch.testing.assert_close(captured.module(IMAGE)[0], want, rtol=0, atol=0)
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+def _branch_on_data(s, x):
+    y = s.conv(x)
+    if y.sum() > 0:
+        y = y + 1
+    return y
+
+
+def _numpy(s, x):
+    return torch.from_numpy(np.abs(s.conv(x).detach().numpy()))
+
+
+def _fixed_view(s, x):
+    return s.conv(x).view(2, -1)
+
+
+def _loop_over_batch(s, x):
+    return torch.stack([s.conv(picture[None])[0] for picture in x])
+
+
+def _python_condition(s, x):
+    return s.conv(x) if len(x) == 2 else x
+
+
+def _four_rows(s, x):
+    return s.conv(x).view(4, -1)
+
+
+def _fails(s, x):
+    raise ValueError("first line\nsecond line")
+
+
+@pytest.mark.parametrize(
+    ("function", "parts"),
+    [
+        pytest.param(_branch_on_data, ["if y.sum() > 0:", "test_capture.py:", "data-dependent"], id="control flow"),
+        pytest.param(_numpy, ["np.abs(s.conv(x).detach().numpy())", "numpy"], id="numpy"),
+        pytest.param(_fixed_view, ["aten.view", "s.conv(x).view(2, -1)", "every batch size"], id="view"),
+        pytest.param(_four_rows, ["aten.view", "s.conv(x).view(4, -1)", "every batch size"], id="view of four rows"),
+        pytest.param(_loop_over_batch, ["for picture in x", "every batch size"], id="loop"),
+        pytest.param(_python_condition, ["len(x) == 2", "every batch size"], id="condition"),
+        pytest.param(_fails, ["raise ValueError", "first line"], id="own error"),
+        pytest.param(lambda s, x: s.conv(torch.cat([x, x], 1)), ["aten.conv", "s.conv(torch.cat", "3 channels"], id="wrong channels"),
+        pytest.param(lambda s, x: (s.conv(x), None), ["None"], id="None among outputs"),
+        pytest.param(lambda s, x: (s.conv(x), "label"), ["'label'"], id="text among outputs"),
+        pytest.param(lambda s, x: object(), ["object"], id="foreign container"),
+        pytest.param(lambda s, x: 3.0, ["3.0"], id="number"),
+    ],
+)
+def test_errors_are_one_line_and_name_the_place(function, parts, capfd):
+    with pytest.raises(CaptureError) as caught:
+        capture(net(function, conv=_conv()), IMAGE)
+
+    text = str(caught.value)
+    assert "\n" not in text
+    assert [part for part in ["Net", *parts] if part not in text] == [], text
+    assert str(Path(__file__).parent) not in text
+    assert str(Path(torch.__file__).parent) not in text
+    out, err = capfd.readouterr()
+    assert "def forward" not in out + err
+
+
+def test_training_mode_names_the_module():
+    model = net(_head, conv=_conv(), fc=nn.Linear(4, 5))
+    model.fc.train()
+    with pytest.raises(CaptureError, match=r"^fc in training mode: call model\.eval\(\)"):
+        capture(model, IMAGE)
+    with pytest.raises(CaptureError, match=r"^Net and 2 more modules in training mode"):
+        capture(model.train(), IMAGE)
+
+
+def test_model_that_counts_its_calls():
+    def forward(s, x):
+        s.count += 1
+        return s.conv(x) * s.count
+
+    with pytest.raises(CaptureError, match="writes to its buffer 'count'"):
+        capture(net(forward, conv=_conv(), count=torch.zeros(1)), IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("example", "text"),
+    [
+        pytest.param(torch.zeros(2, 3, 8, 8, dtype=torch.int64), "it is torch.int64", id="integers"),
+        pytest.param([1, 2], "it is list", id="list"),
+        pytest.param(None, "it is NoneType", id="nothing"),
+        pytest.param(torch.tensor(1.0), "it is torch.float32 []", id="no batch"),
+        pytest.param(torch.zeros(0, 3, 8, 8), "empty batch", id="empty"),
+        pytest.param(torch.zeros(2, 3, 8, 8, device="meta"), "meta tensor", id="meta"),
+    ],
+)
+def test_wrong_examples(example, text):
+    with pytest.raises(InputError) as caught:
+        capture(net(_head, conv=_conv(), fc=nn.Linear(4, 5)), example)
+
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_model_on_another_device():
+    with pytest.raises(InputError, match=r"^conv\.weight is on meta, the example input on cpu"):
+        capture(Net(lambda s, x: s.conv(x), conv=_conv()).eval().to("meta"), IMAGE)
+
+
+def test_not_a_module():
+    with pytest.raises(CaptureError, match=r"must be a torch\.nn\.Module; it is a function"):
+        capture(lambda x: x, IMAGE)
+
+
+def test_errors_of_our_models_come_through():
+    with pytest.raises(InputError, match="simple_cnn"):
+        capture(fastcnn.create_model("simple_cnn"), images(1, 3, 28, 28))
+
+
+def test_second_argument_missing():
+    class Two(nn.Module):
+        def forward(self, x, y):
+            return x + y
+
+    with pytest.raises(CaptureError, match="missing a required argument: 'y'"):
+        capture(Two().eval(), IMAGE)

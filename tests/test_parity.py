@@ -1,0 +1,306 @@
+"""The parity rules: what passes, what fails, and that checking leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastcnn.errors import ParityError, RequestError
+from fastcnn.parity import Expected, compare, exact_float32, make_pictures, verify
+
+
+class Network(nn.Module):
+    """[N, 3, 8, 8] → [N, 5]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.norm = nn.BatchNorm2d(6)
+        self.fc = nn.Linear(6, 5)
+        self.dtypes: list[tuple[torch.dtype, int]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.dtypes.append((x.dtype, x.shape[0]))
+        return self.fc(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+@pytest.fixture
+def network() -> Network:
+    torch.manual_seed(0)
+    return Network().eval()
+
+
+@pytest.fixture
+def example() -> Tensor:
+    return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def scaled(network: nn.Module, factor: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: network(x) * factor
+
+
+def test_a_module_passes_against_itself(network: Network, example: Tensor) -> None:
+    report = verify(network, network, example)
+    assert report.passed
+    assert (report.batch_sizes, report.dtype, report.tolerance) == ((1, 2, 5), "float32", 1e-5)
+    assert 0 < report.relative_error < 1e-6
+    assert report.summary().startswith("passed: relative error")
+    assert report.to_dict()["rows"][2]["batch_size"] == 5
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(1 + 5e-6, True), (1 + 2e-5, False), (-1.0, False), (0.0, False)])
+def test_relative_error_is_held_to_the_float32_bound(network: Network, example: Tensor, factor: float, passes: bool) -> None:
+    report = verify(scaled(network, factor), network, example)
+    assert report.passed == passes
+    torch.testing.assert_close(report.relative_error, abs(factor - 1), rtol=0.1, atol=0)
+    assert verify(scaled(network, factor), network, example, tolerance=3.0, batch_sizes=(1,)).rows[0].tolerance == 3.0
+
+
+def test_a_failed_report_raises_with_the_largest_difference(network: Network, example: Tensor) -> None:
+    report = verify(scaled(network, 2.0), network, example)
+    with pytest.raises(ParityError, match=f"the file does not compute.*batch 1: .*largest difference {report.max_abs_error:.3g}") as caught:
+        report.require("the file")
+    assert caught.value.report is report
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_may_err_twice_as_much_as_eager_pytorch(network: Network, example: Tensor, dtype: torch.dtype) -> None:
+    eager = copy.deepcopy(network).to(dtype)
+
+    def candidate(x: Tensor) -> Tensor:
+        return eager(x.to(dtype))
+
+    report = verify(candidate, network, example)
+    assert report.passed
+    assert report.dtype == str(dtype).removeprefix("torch.")
+    for row in report.rows:
+        assert row.tolerance >= 2 * row.relative_error
+
+    def worse(x: Tensor) -> Tensor:
+        truth = network(x)
+        return truth + 3 * (candidate(x).float() - truth) + 0.02 * truth
+
+    assert not verify(worse, network, example, dtype=dtype).passed
+
+
+class Awkward(nn.Module):
+    """NaN where the input has it, +∞ where it exceeds 1e30, after a ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x) * 1e30
+
+
+@pytest.mark.parametrize(
+    ("candidate", "passes"),
+    [
+        (Awkward(), True),
+        (lambda x: torch.where(x > 0, x, 0.0) * 1e30, False),
+        (lambda x: torch.nan_to_num(Awkward()(x), nan=math.nan, posinf=3e38), False),
+    ],
+    ids=["eager", "relu that swallows NaN", "infinity made finite"],
+)
+def test_nan_and_infinity_must_come_out_where_eager_has_them(candidate: Callable[[Tensor], Tensor], passes: bool) -> None:
+    example = torch.tensor([[1.0, math.nan, 2.0, 1e10], [3.0, -1.0, math.inf, 0.5]])
+    report = verify(candidate, Awkward(), example, batch_sizes=(2,))
+    assert report.passed == passes
+    if not passes:
+        assert "NaN or infinity" in report.failures[0]
+
+
+def test_overflow_counts_where_eager_overflows_in_the_candidates_dtype() -> None:
+    """2e5 is finite in float64 and in a candidate that computes in float32, but eager float16 returns infinity."""
+    model, example = nn.Linear(1, 2, bias=False).eval(), torch.full((1, 1), 4.0)
+    nn.init.constant_(model.weight, 5e4)
+    assert verify(lambda x: copy.deepcopy(model).half()(x.half()), model, example, batch_sizes=(1,)).passed
+    assert not verify(model, model, example, batch_sizes=(1,), dtype=torch.float16).passed
+
+
+def test_a_zero_reference_is_held_to_the_absolute_error() -> None:
+    model, example = nn.Linear(3, 4), torch.rand(1, 3)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    assert verify(model, model, example).passed
+    assert verify(lambda x: model(x) + 1e-6, model, example).passed
+    assert not verify(lambda x: model(x) + 1e-3, model, example).passed
+
+
+class Several(nn.Module):
+    """A dict with a tuple in it; the second output is tiny beside the first."""
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"features": x * 1e6, "rest": (x.sum((2, 3)), x.flatten(1)[:, :7])}
+
+
+def test_each_of_several_outputs_is_held_to_its_own_bound(example: Tensor) -> None:
+    def candidate(x: Tensor) -> tuple[Tensor, ...]:
+        return (x * 1e6, x.sum((2, 3)), x.flatten(1)[:, :7] * 1.001)
+
+    assert verify(Several(), Several(), example).passed
+    report = verify(candidate, Several(), example)
+    assert not report.passed
+    assert "output 2: relative error 0.001" in report.failures[0]
+
+
+@pytest.mark.parametrize("candidate", [lambda x: x[:, :4], lambda x: (x, x), lambda x: x[..., None]], ids=["narrower", "one more", "rank"])
+def test_other_shapes_fail(candidate: Callable[[Tensor], Any]) -> None:
+    report = verify(candidate, nn.Identity(), torch.rand(2, 5))
+    assert not report.passed
+    assert "output shapes" in report.failures[0]
+
+
+def of(reference: list[list[float]], candidate: list[list[float]], tolerance: float) -> Any:
+    truth, output = np.array(reference), np.array(candidate)
+    return compare([[output]], Expected("float32", ((0, len(truth)),), ([truth],)), tolerance=tolerance)
+
+
+def test_top1_counts_only_where_the_margin_exceeds_the_error() -> None:
+    # The margin of 0.3 exceeds the largest error of 0.2, and the best class changed.
+    decided = of([[1.0, 0.7, 0.0]], [[0.8, 0.9, 0.0]], 0.5)
+    assert not decided.passed
+    assert (decided.rows[0].decisive, decided.top1_agreement) == (1, 0.0)
+    # A margin of 0.1 does not: whichever class wins.
+    undecided = of([[1.0, 0.9, 0.0], [5.0, 0.0, 0.0]], [[0.8, 1.0, 0.0], [5.0, 0.0, 0.1]], 0.5)
+    assert undecided.passed
+    assert (undecided.rows[0].decisive, undecided.top1_agreement) == (1, 1.0)
+
+
+def test_compare_labels_its_rows() -> None:
+    report = compare([[np.ones((2, 3))]], Expected("float32", ((0, 2),), ([np.ones((2, 3))],)), runtime="openvino")
+    assert report.passed
+    assert report.runtimes == ("openvino",)
+    assert report.summary().endswith("in openvino")
+
+
+def test_the_reference_runs_once_in_float64_where_pictures_are_independent(network: Network, example: Tensor) -> None:
+    ran: list[tuple[torch.dtype, int]] = []
+    network.fc.register_forward_hook(lambda module, inputs, output: ran.append((inputs[0].dtype, inputs[0].shape[0])))
+    verify(lambda x: torch.zeros(x.shape[0], 5), network, example)
+    # Once whole and once with one picture, to see that nothing depends on the batch; eager float32 once.
+    assert ran == [(torch.float64, 5), (torch.float64, 1), (torch.float32, 5)]
+
+
+class Mixing(nn.Module):
+    """Each picture sees the others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) - x.flatten(1).mean(0)
+
+
+def test_a_model_that_mixes_pictures_is_run_at_each_size(example: Tensor) -> None:
+    assert verify(Mixing(), Mixing(), example, batch_sizes=(1, 2, 5)).passed
+    assert not verify(nn.Flatten(), Mixing(), example, batch_sizes=(1,)).passed
+
+
+def test_the_reference_is_left_as_it_was(network: Network, example: Tensor) -> None:
+    network.train()
+    before = copy.deepcopy(network.state_dict())
+    verify(copy.deepcopy(network).eval(), network, example)
+    assert network.training
+    torch.testing.assert_close(dict(network.state_dict()), dict(before), rtol=0, atol=0)
+    assert network.dtypes == []
+
+
+def test_pictures_are_the_examples_and_then_seeded_noise_in_its_range(example: Tensor) -> None:
+    state = torch.random.get_rng_state()
+    pictures = make_pictures(example, 50)
+    torch.testing.assert_close(torch.random.get_rng_state(), state)
+    torch.testing.assert_close(pictures[:2], example)
+    torch.testing.assert_close(pictures, make_pictures(example, 50))
+    assert not torch.equal(pictures, make_pictures(example, 50, seed=1))
+    for channel in range(3):
+        own, made = example[:, channel], pictures[2:, channel]
+        assert own.min() <= made.min()
+        assert made.max() <= own.max()
+        torch.testing.assert_close(made.mean(), own.mean(), rtol=0.05, atol=0)
+    assert make_pictures(example, 1).shape[0] == 1
+
+
+def test_pictures_of_a_constant_or_broken_example_are_finite_noise() -> None:
+    pictures = make_pictures(torch.tensor([[0.0, math.nan, 1.0], [0.0, math.inf, 3.0]]), 40)[2:]
+    assert pictures.isfinite().all()
+    assert (pictures[:, :2].std(0) > 0.5).all()
+    assert make_pictures(torch.zeros(1, 3, 4, 4, dtype=torch.float16), 3).dtype == torch.float16
+
+
+SETTINGS = {
+    "defaults": lambda: None,
+    "old switch": lambda: torch.set_float32_matmul_precision("medium"),
+    "old cuDNN switch": lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
+    "new switches": lambda: (
+        setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee"),
+    ),
+}
+
+
+def settings() -> list[Any]:
+    def legacy(read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except RuntimeError:
+            return "refused"
+
+    backends = torch.backends
+    switches = [backends, backends.cuda.matmul, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn, backends.mkldnn.matmul]
+    old = [torch.get_float32_matmul_precision, lambda: backends.cudnn.allow_tf32, lambda: backends.cuda.matmul.allow_tf32]
+    return [switch.fp32_precision for switch in switches] + [legacy(read) for read in old]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_tf32_is_off_inside_and_restored(setting: str) -> None:
+    # In a process of its own: the switches are global, and some states cannot be left again through public names.
+    code = (
+        f"import tests_module as t, torch\nt.SETTINGS[{setting!r}]()\nbefore = t.settings()\n"
+        "try:\n    with t.exact_float32():\n        inside = t.settings()\n        raise KeyError\nexcept KeyError:\n    pass\n"
+        "assert inside[:7] == ['ieee'] * 7, inside\n"
+        # Where PyTorch already refused to read an old switch, nobody can say what to restore: it stays as it was.
+        "assert inside[7:] == ['highest', 'refused' if before[8] == 'refused' else False, False], inside\n"
+        "assert t.settings() == before, (before, t.settings())\n"
+    )
+    load = f"import importlib.util, sys\nspec = importlib.util.spec_from_file_location('tests_module', {__file__!r})\n"
+    load += "module = importlib.util.module_from_spec(spec)\nsys.modules['tests_module'] = module\nspec.loader.exec_module(module)\n"
+    process = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", load + code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+
+
+def test_tf32_is_off_while_the_candidate_runs(network: Network, example: Tensor) -> None:
+    seen = []
+
+    def candidate(x: Tensor) -> Tensor:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return network(x)
+
+    before = torch.backends.cudnn.allow_tf32
+    verify(candidate, network, example)
+    assert seen == [False] * 3
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_requests_that_cannot_be_met(network: Network, example: Tensor) -> None:
+    class Stubborn(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1) @ torch.ones(192, 5)
+
+    with pytest.raises(RequestError, match="whole numbers from 1"):
+        verify(network, network, example, batch_sizes=())
+    with pytest.raises(RequestError, match="whole numbers from 1"):
+        verify(network, network, example, batch_sizes=(0, 1))
+    with pytest.raises(RequestError, match="Stubborn cannot run in float64"):
+        verify(Stubborn(), Stubborn(), example)
+
+
+def test_exact_float32_is_a_plain_context() -> None:
+    before = settings()
+    with exact_float32(), exact_float32():
+        pass
+    assert settings() == before
