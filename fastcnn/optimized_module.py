@@ -108,8 +108,8 @@ class OptimizedModule(nn.Module):
         if self.lowered.propagates_nan:
             return True
         if value.device.type == "cpu" and value.dtype != torch.bfloat16:
-            # NumPy, which works in this thread alone: a parallel PyTorch operation here would leave an OpenMP thread spinning on a core that the runtime is
-            # about to use, which was measured to cost 4 ms of a 25 ms run on two cores.
+            # NumPy, which works in this thread alone: a parallel PyTorch operation here would leave an OpenMP thread spinning on a core that the
+            # runtime is about to use, which was measured to cost 4 ms of a 25 ms run on two cores.
             array = value.numpy()
             smallest, largest = float(array.min()), float(array.max())
         else:

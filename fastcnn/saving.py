@@ -24,7 +24,8 @@ from fastcnn.graph.serialization import graph_from_json, graph_to_json
 from fastcnn.optimized_module import OptimizedModule, Source
 
 _FORMAT = 1
-_KEY, _DIGEST_KEY = "fastcnn", "fastcnn.sha256"
+# One entry: safetensors writes several in random order.
+_KEY = "fastcnn"
 
 
 def save(module: OptimizedModule, path: str | Path, *, force: bool = False) -> Path:
@@ -57,7 +58,7 @@ def save(module: OptimizedModule, path: str | Path, *, force: bool = False) -> P
         "artifact": _store_artifact(store, module.lowered.artifact),
     }
     text = json.dumps(header, sort_keys=True)
-    _write(path, store.tensors, {_KEY: text, _DIGEST_KEY: hashlib.sha256(text.encode()).hexdigest()})
+    _write(path, store.tensors, {_KEY: f"{_text_digest(text)} {text}"})
     return path
 
 
@@ -133,6 +134,10 @@ def _digest(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _store_artifact(store: _Store, artifact: bytes | None) -> dict[str, Any] | None:
     """An ONNX model without the weights that the store holds already."""
     if artifact is None:
@@ -201,9 +206,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise FileFormatError(f"{path} is not a whole safetensors file: {error}") from error
     if _KEY not in metadata:
         raise FileFormatError(f"{path} was not written by fastcnn.save: it holds weights only; load them with create_model(…, weights={path.name!r})")
-    if hashlib.sha256(metadata[_KEY].encode()).hexdigest() != metadata.get(_DIGEST_KEY):
+    digest, _, text = metadata[_KEY].partition(" ")
+    if _text_digest(text) != digest:
         raise FileFormatError(f"{path}: the description of the model is not what was saved: the file is damaged")
-    header = json.loads(metadata[_KEY])
+    header = json.loads(text)
     if header.get("format") != _FORMAT:
         raise FileFormatError(f"{path} has format {header.get('format')}, this fastcnn {__version__} reads format {_FORMAT}")
     return header, tensors

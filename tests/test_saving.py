@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -44,10 +45,10 @@ def _header(path):
 def _rewrite(path, change):
     """Changes the description inside a file, and its digest with it, as someone with bad intent would."""
     metadata, tensors = _header(path)
-    description = json.loads(metadata["fastcnn"])
+    description = json.loads(metadata["fastcnn"].partition(" ")[2])
     change(description)
     text = json.dumps(description)
-    safetensors.torch.save_file(tensors, path, {"fastcnn": text, "fastcnn.sha256": hashlib.sha256(text.encode()).hexdigest()})
+    safetensors.torch.save_file(tensors, path, {"fastcnn": f"{hashlib.sha256(text.encode()).hexdigest()} {text}"})
 
 
 # -- round trips -------------------------------------------------------------------------------------------------------
@@ -68,7 +69,8 @@ def test_round_trip_is_bit_equal(backend, dtype, tmp_path):
         torch.testing.assert_close(loaded(IMAGE[:batch]), module(IMAGE[:batch]), rtol=0, atol=0)
     torch.testing.assert_close(loaded._run_plainly(IMAGE.to(dtype)), module._run_plainly(IMAGE.to(dtype)), rtol=0, atol=0)
     torch.testing.assert_close(loaded.state_dict(), module.state_dict(), rtol=0, atol=0)
-    assert loaded.plan.rows == module.plan.rows
+    # OpenVINO numbers the reshapes that it inserts anew in each compilation.
+    assert [replace(row, name="") for row in loaded.plan.rows] == [replace(row, name="") for row in module.plan.rows]
     assert loaded.plan.passes == module.plan.passes
 
 
@@ -234,7 +236,7 @@ def test_backend_that_is_unknown_or_gone(saved, monkeypatch):
 def test_backend_that_lacks_the_dtype(tmp_path):
     path = fastcnn.save(_optimize(dtype=torch.float64), tmp_path / "model.fastcnn")
 
-    with pytest.raises(BackendError, match="backend 'onnxruntime': has no kernels for torch.float64"):
+    with pytest.raises(BackendError, match=r"backend 'onnxruntime': has no kernels for torch\.float64"):
         fastcnn.load(path, backend="onnxruntime")
 
 
@@ -305,7 +307,7 @@ def test_file_has_the_mode_that_open_gives(saved, tmp_path):
 
 
 def test_only_optimized_modules_can_be_saved(tmp_path):
-    with pytest.raises(RequestError, match="takes what fastcnn.optimize returned, not a Linear"):
+    with pytest.raises(RequestError, match=r"takes what fastcnn\.optimize returned, not a Linear"):
         fastcnn.save(nn.Linear(2, 2), tmp_path / "model.fastcnn")
 
 
@@ -313,6 +315,6 @@ def test_graph_with_something_that_has_no_plain_form(tmp_path):
     module = _optimize()
     next(module.source.graph.calls()).target = print
 
-    with pytest.raises(RequestError, match="this residual_mnist cannot be saved: .* is no ATen operation"):
+    with pytest.raises(RequestError, match=r"this residual_mnist cannot be saved: .* is no ATen operation"):
         fastcnn.save(module, tmp_path / "model.fastcnn")
     assert not list(tmp_path.iterdir())

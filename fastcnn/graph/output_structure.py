@@ -15,7 +15,7 @@ from typing import Any
 from fastcnn.errors import CaptureError, FileFormatError
 
 _PROTOCOL = 1
-_LEAF = {"type": None, "context": None, "children_spec": []}
+_LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 _SEQUENCES: dict[type, str] = {tuple: "builtins.tuple", list: "builtins.list"}
 _MAPPINGS: dict[type, str] = {dict: "builtins.dict", OrderedDict: "collections.OrderedDict"}
 _TYPES: dict[str, type] = {name: type_ for type_, name in (*_SEQUENCES.items(), *_MAPPINGS.items())}
@@ -86,5 +86,5 @@ def _class_of(described: tuple[str, ...]) -> type:
         # Only what is imported already: a file must not cause an import.
         known = vars(sys.modules[module]).get(name) if module in sys.modules else None
         same = isinstance(known, type) and issubclass(known, tuple) and getattr(known, "_fields", None) == tuple(fields)
-        _classes[described] = known if same and known is not None else namedtuple(name.rpartition(".")[2], fields)  # type: ignore[misc]
+        _classes[described] = known if same and known is not None else namedtuple(name.rpartition(".")[2], fields)
     return _classes[described]

@@ -67,7 +67,8 @@ def graph_from_json(data: dict[str, Any], constants: dict[str, Tensor]) -> Captu
     Raises:
         FileFormatError: a node names an operation or a constant that does not exist.
     """
-    graph, nodes = fx.Graph(), {}
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
     for entry in data["nodes"]:
         op, target = entry["op"], entry["target"]
         args, kwargs = (_decode(entry[key], nodes) for key in ("args", "kwargs"))

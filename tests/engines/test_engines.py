@@ -7,8 +7,9 @@ import functools
 import importlib.util
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,11 @@ CASES = {
 SMALL = ("simple_cnn", "inception_mnist", "residual_mnist")
 
 
+def _cases(names: Iterable[str]) -> list[Any]:
+    """Each model with each backend in a row, so that a test process captures a model once."""
+    return [pytest.param(name, backend, marks=pytest.mark.slow if name == "densenet121" else ()) for name in names for backend in BACKENDS]
+
+
 @functools.cache
 def _builder(name: str) -> Builder:
     case = CASES[name]
@@ -108,7 +114,7 @@ def plain_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 # -- the same answers --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name == "densenet121" else ()) for name in CASES])
+@pytest.mark.parametrize(("name", "backend"), _cases(CASES), indirect=["backend"])
 def test_parity_on_the_engines_own_kernels(name, backend, plain_runs):
     module, model = _pair(name, backend)
     report = fastcnn.verify(module, model, images(2, *CASES[name].shape), batch_sizes=(1, 2, 5))
@@ -136,7 +142,7 @@ def test_empty_batch(name, backend):
     assert output.dtype == x.dtype
 
 
-@pytest.mark.parametrize("name", [*SMALL, "resnet18", "googlenet", "mobilenet_v3_small"])
+@pytest.mark.parametrize(("name", "backend"), _cases([*SMALL, "resnet18", "googlenet", "mobilenet_v3_small"]), indirect=["backend"])
 def test_error_is_not_above_eager_pytorch_by_more_than_half(name, backend):
     """Folding in float64 and casting once adds no error of its own.
 

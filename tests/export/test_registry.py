@@ -19,8 +19,6 @@ _FAST = {*list_models("*mnist"), *list_models("*cifar10"), "simple_cnn", "google
 _ARCHIVED = (
     "simple_cnn",
     "inception_mnist",
-    "residual_mnist",
-    "nin_cifar10",
     "googlenet_cifar10",
     "resnet18_cifar10",
     "squeezenet1_1",

@@ -130,8 +130,11 @@ def test_googlenet_declines():
 
 
 def test_torchvision_inception_v3_folds():
+    """Its own `transform_input`, in front of its own first convolution."""
     torchvision = pytest.importorskip("torchvision")
-    model = torchvision.models.inception_v3(weights=None, init_weights=False, transform_input=True).eval()
-    _, report = apply_pass(randomize_weights(model), images(1, 3, 75, 75), NAME, "fold_batch_norm")
+    inception = torchvision.models.inception_v3(weights=None, init_weights=False, transform_input=True, aux_logits=False)
+    model = net(lambda s, x: s.conv(inception._transform_input(x)), conv=inception.Conv2d_1a_3x3)
+    graph, report = apply_pass(model, IMAGE, NAME, "fold_batch_norm")
 
     assert report.fired == 1
+    assert ops(graph) == ["conv2d", "relu"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from fastcnn.graph.ir import CapturedGraph, Convolution, add_folded, arguments, aten
