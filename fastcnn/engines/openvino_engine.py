@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import queue
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,28 +45,51 @@ class OpenVinoEngine:
                 captured = captured.copy()
                 captured.cast_constants(torch.float32)
             artifact = lower_to_onnx(captured).SerializeToString()
-        compiled = _compile(artifact, dtype)
-        # A request serves one call at a time: idle ones wait in the queue, and a call that finds none makes one.
-        idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        model, usual = artifact, captured.usual_batch
+        fixed = _Compiled(model, dtype, usual)
+        lock, any_batch = threading.Lock(), list[_Compiled]()
 
         def run(x: Tensor) -> list[Tensor]:
-            try:
-                request = idle.get_nowait()
-            except queue.Empty:
-                request = compiled.create_infer_request()
-            try:
-                results = request.infer([x.contiguous().numpy()], share_inputs=True, share_outputs=True)
-                return [torch.from_numpy(results[port].copy()) for port in compiled.outputs]
-            finally:
-                idle.put(request)
+            if x.shape[0] == usual:
+                return fixed.run(x)
+            with lock:
+                if not any_batch:
+                    any_batch.append(_Compiled(model, dtype, None))
+            return any_batch[0].run(x)
 
         # oneDNN's ReLU gives 0 for NaN.
         return Lowered(
-            run, lambda: rows_of_openvino(captured, compiled.get_runtime_model()), propagates_nan=False, input_dtype=torch.float32, artifact=artifact
+            run, lambda: rows_of_openvino(captured, fixed.runtime_model()), propagates_nan=False, input_dtype=torch.float32, artifact=model
         )
 
 
-def _compile(model: bytes, dtype: torch.dtype) -> Any:
+class _Compiled:
+    """A model compiled for one batch size, or for any.
+
+    Inception-v3 runs about 1.5 % faster compiled for its batch than with a dynamic one; the dynamic form is compiled when another batch first comes.
+    """
+
+    def __init__(self, model: bytes, dtype: torch.dtype, batch_size: int | None) -> None:
+        self._compiled = _compile(model, dtype, batch_size)
+        # A request serves one call at a time: idle ones wait in the queue, and a call that finds none makes one.
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def run(self, x: Tensor) -> list[Tensor]:
+        try:
+            request = self._idle.get_nowait()
+        except queue.Empty:
+            request = self._compiled.create_infer_request()
+        try:
+            results = request.infer([x.contiguous().numpy()], share_inputs=True, share_outputs=True)
+            return [torch.from_numpy(results[port].copy()) for port in self._compiled.outputs]
+        finally:
+            self._idle.put(request)
+
+    def runtime_model(self) -> Any:
+        return self._compiled.get_runtime_model()
+
+
+def _compile(model: bytes, dtype: torch.dtype, batch_size: int | None) -> Any:
     import openvino
 
     core = openvino.Core()
@@ -77,7 +101,10 @@ def _compile(model: bytes, dtype: torch.dtype) -> Any:
         "NUM_STREAMS": 1,
     }
     try:
-        compiled = core.compile_model(core.read_model(io.BytesIO(model)), "CPU", options)
+        network = core.read_model(io.BytesIO(model))
+        if batch_size is not None:
+            network.reshape([batch_size, *list(network.inputs[0].partial_shape)[1:]])
+        compiled = core.compile_model(network, "CPU", options)
     except RuntimeError as error:
         raise BackendError(f"OpenVINO cannot compile the model: {' '.join(str(error).split())}") from error
     chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()

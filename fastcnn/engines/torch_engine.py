@@ -21,8 +21,8 @@ from fastcnn.graph.plan import PlanRow, make_rows
 
 _ENGINE_PASSES = ("fuse_convolution_epilogue",)
 
-# Weights for batches of two and more are packed for this many pictures.
-_USUAL_BATCH = 8
+# Weights for batches of two and more are packed for this many pictures, unless the example says more.
+_SEVERAL = 8
 
 _mkldnn = torch.ops.mkldnn
 
@@ -68,7 +68,7 @@ class TorchEngine:
         def packing(several: bool) -> _Lowering:
             with lock:
                 if several not in packings:
-                    packings[several] = _Lowering(fused, packed_for=_USUAL_BATCH if several else 1)
+                    packings[several] = _Lowering(fused, packed_for=max(_SEVERAL, captured.usual_batch) if several else 1)
                 return packings[several]
 
         def rows() -> tuple[PlanRow, ...]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,12 +30,14 @@ class CapturedGraph:
     """What `capture` returns, what passes edit and what engines and exporters lower.
 
     `module` takes one tensor and returns a list: the flattened outputs of the model, which `output_spec` (a pytree in JSON) puts together again.
+    Any batch runs; `usual_batch`, that of the example, is the one that engines prepare for.
     """
 
     module: fx.GraphModule
     input_shape: Shape
     input_dtype: torch.dtype
     output_spec: str
+    usual_batch: int
     info: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -56,7 +58,7 @@ class CapturedGraph:
         graph = fx.Graph()
         outputs = graph.graph_copy(self.graph, {})
         graph.output(outputs)
-        return CapturedGraph(fx.GraphModule(self.module, graph), self.input_shape, self.input_dtype, self.output_spec, dict(self.info))
+        return replace(self, module=fx.GraphModule(self.module, graph), info=dict(self.info))
 
     def calls(self, *targets: Callable[..., Any]) -> Iterator[fx.Node]:
         """Nodes that call one of `targets` (every call where none is named), in order; safe against edits while iterating."""

@@ -12,6 +12,7 @@ from fastcnn.graph.passes.fold_input_normalization import fold_input_normalizati
 from fastcnn.graph.passes.fuse_convolution_epilogue import fuse_convolution_epilogue
 from fastcnn.graph.passes.merge_sibling_projections import merge_sibling_projections
 from fastcnn.graph.passes.move_pool_behind_projection import move_pool_behind_projection
+from fastcnn.graph.passes.pool_to_depthwise_convolution import pool_to_depthwise_convolution
 from fastcnn.graph.plan import PassReport
 
 Pass = Callable[[CapturedGraph], PassReport]
@@ -25,13 +26,21 @@ PASSES: dict[str, Pass] = {
         fold_batch_norm,
         fold_input_normalization,
         move_pool_behind_projection,
+        pool_to_depthwise_convolution,
         merge_sibling_projections,
         fuse_convolution_epilogue,
     )
 }
 
-# Exact in any runtime, and a gain in every one that was measured.
-STANDARD_PASSES = ("drop_dropout", "fold_constants", "fold_batch_norm", "fold_input_normalization", "move_pool_behind_projection")
+# Exact in any runtime, and a gain or no loss in every one that was measured. Merged siblings are not among them: they cost ONNX Runtime 3 % on Inception-v3.
+STANDARD_PASSES = (
+    "drop_dropout",
+    "fold_constants",
+    "fold_batch_norm",
+    "fold_input_normalization",
+    "move_pool_behind_projection",
+    "pool_to_depthwise_convolution",
+)
 
 
 def run_passes(captured: CapturedGraph, names: Sequence[str]) -> tuple[CapturedGraph, tuple[PassReport, ...]]:
