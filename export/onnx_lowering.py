@@ -89,15 +89,18 @@ def _quiet() -> Iterator[None]:
 
 
 def _describe(error: BaseException) -> str:
-    """The operation that has no lowering, from the depth of a chained exception; or else the first line of the reason."""
-    cause: BaseException | None = error
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    while cause is not None:
-        found = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)', overload='([^']+)'\)>", str(cause))
-        if found:
-            return f"ONNX has no standard operators for {found[1]}.{found[2]}"
-        cause = cause.__cause__ or cause.__context__
-    return first
+    """The operation at fault and why, from the depth of a chained exception; or else the first line of the deepest reason."""
+    chain = [error]
+    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(deeper)
+    for cause in chain:
+        missing = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)', overload='([^']+)'\)>", str(cause))
+        if missing:
+            return f"ONNX has no standard operators for {missing[1]}.{missing[2]}"
+    reason = next((line.strip() for line in str(chain[-1]).splitlines() if line.strip()), type(chain[-1]).__name__)
+    called = next((found for cause in chain if (found := re.search(r"target=torch\.ops\.([\w.]+)", str(cause)))), None)
+    # The reason may go on with signatures; its first sentence says what is wrong.
+    return f"{called[1] + ': ' if called else ''}{reason.partition('. ')[0]}"
 
 
 def _name_nodes(graph: onnx.GraphProto, captured: CapturedGraph) -> None:

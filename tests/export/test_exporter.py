@@ -239,6 +239,18 @@ def test_force_replaces_the_old_file(tmp_path: Path) -> None:
     assert verify_file(path).passed
 
 
+class LargestValue(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.amax()
+
+
+def test_an_operation_that_the_lowering_rejects_is_named(tmp_path: Path) -> None:
+    with folder_unchanged(tmp_path), pytest.raises(RequestError, match=r"aten\.amax\.default: ") as caught:
+        export_onnx(LargestValue().eval(), tmp_path / "a.onnx", torch.rand(2, 3, 4, 4))
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
 class Bessel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.special.bessel_j0(x).mean((2, 3))

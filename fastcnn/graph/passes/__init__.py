@@ -32,7 +32,8 @@ PASSES: dict[str, Pass] = {
     )
 }
 
-# Exact in any runtime, and a gain or no loss in every one that was measured. Merged siblings are not among them: they cost ONNX Runtime 3 % on Inception-v3.
+# Exact in any runtime, and a gain or no loss in every one that was measured. Merging siblings is not among them: it cost ONNX Runtime 3 % on
+# Inception-v3.
 STANDARD_PASSES = (
     "drop_dropout",
     "fold_constants",
