@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,11 @@ from fastcnn.optimization import Builder
 BACKENDS = [name for name, reason in available_backends().items() if reason is None]
 # Small enough for every model to take a second or two; the families that need their own size keep it.
 SIZES = {"alexnet": 127, "inception_v3": 139, "inception_v4": 139}
+# Deeper and wider relatives of a model that is here go through PyTorch's engine alone: lowering them to ONNX takes most of the time.
+RELATIVES = (
+    *("vgg11*", "vgg13*", "vgg16", "vgg19*", "squeezenet1_0", "densenet1[67]*", "densenet201"),
+    *("resnet34", "resnet101", "resnet152", "preact_resnet34", "preact_resnet101", "preact_resnet152"),
+)
 TRUNK = "weights/inception_v3_imagenet_trunk.safetensors"
 
 
@@ -32,7 +39,7 @@ def relative_error(output: Tensor, truth: Tensor) -> float:
     return float((output.double() - truth).norm() / truth.norm())
 
 
-def check(model: nn.Module, x: Tensor) -> None:
+def check(model: nn.Module, x: Tensor, backends: Sequence[str]) -> None:
     """Each engine's error is at most 1.5 times that of the same kernels without our passes."""
     with torch.no_grad():
         truth = copy.deepcopy(model).double()(x.double())
@@ -42,7 +49,7 @@ def check(model: nn.Module, x: Tensor) -> None:
     # A model of few layers can be exact to less than half a unit in the last place; such an error says nothing.
     eager = max(eager, 2.0**-24)
     builder = Builder(model, x, check=False)
-    for backend in BACKENDS:
+    for backend in backends:
         module = builder.build(get_engine(backend))
         assert module.backend == backend
         error, allowed = relative_error(module(x), truth), 1.5 * eager
@@ -59,11 +66,12 @@ def test_error_is_not_above_eager_by_more_than_half(name: str) -> None:
     model = create_model(name)
     randomize_weights(model)
     randomize_batch_norm(model)
-    check(model, pictures(name))
+    is_relative = any(fnmatch(name, pattern) for pattern in RELATIVES)
+    check(model, pictures(name), ["torch"] if is_relative else BACKENDS)
 
 
 @pytest.mark.slow
 def test_error_on_the_real_inception_v3_trunk(shared_dir: Path) -> None:
     model = create_model("inception_v3")
     load_weights(model, shared_dir / TRUNK, allow_missing=("fc.*", "AuxLogits.*"))
-    check(model, pictures("inception_v3", size=299))
+    check(model, pictures("inception_v3", size=299), BACKENDS)

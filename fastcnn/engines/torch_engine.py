@@ -120,7 +120,8 @@ class _Lowering:
     def _lower_convolution(self, node: fx.Node) -> None:
         # A plain conv2d is a fused one without residual and ReLU; trailing defaults may be left out.
         defaults: list[Any] = [None, None, None, [1, 1], [0, 0], [1, 1], 1, None, False]
-        x, weight, bias, stride, padding, dilation, groups, residual, relu = [*node.args, *defaults[len(node.args) :]]
+        given: list[Any] = list(node.args)
+        x, weight, bias, stride, padding, dilation, groups, residual, relu = given + defaults[len(given) :]
         suffix = (" + add" if residual is not None else "") + (" + relu" if relu else "")
         sizes: tuple[int | None, ...] = x.meta["shape"][1:]
         constant = self._captured.is_constant(weight) and (bias is None or self._captured.is_constant(bias))
