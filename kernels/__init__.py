@@ -1,0 +1,85 @@
+"""Triton kernels for NHWC activations, one file each, with the PyTorch reference of a kernel beside it.
+
+Names are imported when they are first used: `import fastcnn.kernels` works without a GPU and without Triton.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastcnn.errors import BackendError
+
+if TYPE_CHECKING:
+    from fastcnn.kernels.concat import concat_relu, concat_relu_ref
+    from fastcnn.kernels.convolution import conv2d_bias_relu, conv2d_bias_relu_ref, pack_weight
+    from fastcnn.kernels.convolution_configs import ConvConfig
+    from fastcnn.kernels.convolution_group import GroupedConv, conv2d_group, conv2d_group_ref
+    from fastcnn.kernels.global_pooling import global_avg_pool2d, global_avg_pool2d_ref
+    from fastcnn.kernels.launching import count_launches
+    from fastcnn.kernels.pooling import avg_pool2d, avg_pool2d_ref, max_pool2d, max_pool2d_ref
+    from fastcnn.kernels.stem import pack_stem_weight, stem_conv2d, stem_conv2d_ref
+
+_HOMES = {
+    "ConvConfig": "fastcnn.kernels.convolution_configs",
+    "GroupedConv": "fastcnn.kernels.convolution_group",
+    "avg_pool2d": "fastcnn.kernels.pooling",
+    "avg_pool2d_ref": "fastcnn.kernels.pooling",
+    "concat_relu": "fastcnn.kernels.concat",
+    "concat_relu_ref": "fastcnn.kernels.concat",
+    "conv2d_bias_relu": "fastcnn.kernels.convolution",
+    "conv2d_bias_relu_ref": "fastcnn.kernels.convolution",
+    "conv2d_group": "fastcnn.kernels.convolution_group",
+    "conv2d_group_ref": "fastcnn.kernels.convolution_group",
+    "count_launches": "fastcnn.kernels.launching",
+    "global_avg_pool2d": "fastcnn.kernels.global_pooling",
+    "global_avg_pool2d_ref": "fastcnn.kernels.global_pooling",
+    "max_pool2d": "fastcnn.kernels.pooling",
+    "max_pool2d_ref": "fastcnn.kernels.pooling",
+    "pack_stem_weight": "fastcnn.kernels.stem",
+    "pack_weight": "fastcnn.kernels.convolution",
+    "stem_conv2d": "fastcnn.kernels.stem",
+    "stem_conv2d_ref": "fastcnn.kernels.stem",
+}
+
+__all__ = [
+    "ConvConfig",
+    "GroupedConv",
+    "avg_pool2d",
+    "avg_pool2d_ref",
+    "concat_relu",
+    "concat_relu_ref",
+    "conv2d_bias_relu",
+    "conv2d_bias_relu_ref",
+    "conv2d_group",
+    "conv2d_group_ref",
+    "count_launches",
+    "global_avg_pool2d",
+    "global_avg_pool2d_ref",
+    "max_pool2d",
+    "max_pool2d_ref",
+    "pack_stem_weight",
+    "pack_weight",
+    "stem_conv2d",
+    "stem_conv2d_ref",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastcnn.kernels' has no attribute {name!r}")
+    try:
+        module = importlib.import_module(_HOMES[name])
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "triton":
+            raise
+        raise BackendError(
+            f"fastcnn.kernels.{name} needs Triton, which is not installed here; install triton (Linux) or use another backend"
+        ) from error
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,227 @@
+"""What the compiler makes of a kernel on GPUs that are not here: registers, spills, shared memory, and the tensor-core instruction used.
+
+A kernel is compiled through Triton to machine code for each target and read with Triton's own cuobjdump. That needs no GPU, and a process in which
+Triton does not interpret, so `compile_kernels` starts one; requests of one call share it.
+
+    requests = [KernelRequest("fastcnn.kernels.concat", "_concat_relu_kernel", {"x_ptr": "*fp16", "stride": 64, "BLOCK": 256}, num_warps=4)]
+    requests = [CallRequest("concat_relu([nhwc(8, 64, 35, 35), nhwc(8, 96, 35, 35)])", "from fastcnn.kernels import concat_relu")]
+    for binary in compile_kernels(requests, sms=(90,)): assert binary.spills == 0
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+SMS = (80, 89, 90, 100)
+# Shared memory that one block may ask for, bytes (CUDA C++ Programming Guide, technical specifications per compute capability).
+SHARED_MEMORY_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+TIMEOUT_SECONDS = 600
+_MMA = re.compile(r"\b(HGMMA|IGMMA|QGMMA|UTC\w*MMA|HMMA|IMMA|QMMA|DMMA)\b")
+_SPILL = re.compile(r"\b(STL|LDL)\b")
+_WIDEST_ACCESS = re.compile(r"\b(?:LDG|STG)\.E(?:\.\w+)*?\.(128|64)\b")
+
+
+@dataclass(frozen=True)
+class KernelRequest:
+    """One kernel with named arguments, as a launch would see them.
+
+    Args:
+        module, kernel: where the `@triton.jit` function is.
+        arguments: for each parameter a value: a pointer is written as its type ("*fp16", "*bf16", "*fp32", "*u8") and taken as aligned to
+            16 bytes, everything else as itself. Integers are specialised as Triton does: 1 becomes a constant, multiples of 16 are marked.
+        num_warps, num_stages, options: what the launch would pass on (`maxnreg`, `launch_pdl`).
+    """
+
+    module: str
+    kernel: str
+    arguments: dict[str, Any]
+    num_warps: int = 4
+    num_stages: int = 3
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CallRequest:
+    """A call of the public operation: every kernel it would launch is compiled with exactly the arguments that it would launch it with.
+
+    Args:
+        call: a Python expression; `torch` and `nhwc(n, c, h, w, dtype=torch.float16)` (channels_last, uninitialised) are at hand.
+        setup: statements that run before it.
+    """
+
+    call: str
+    setup: str = ""
+
+
+@dataclass(frozen=True)
+class Binary:
+    """One kernel compiled for one GPU.
+
+    Attributes:
+        request: index of the request it came from.
+        kernel: name of the function.
+        sm: compute capability, 90 for 9.0.
+        registers: of one thread.
+        spills: instructions that store registers to memory or load them back.
+        stack: bytes of one thread's stack.
+        shared: bytes of shared memory of one block.
+        mma: names of the tensor-core instructions in it ("HGMMA" is wgmma, "HMMA" mma.sync, "UTCHMMA" tcgen05).
+        widest_access: bits of the widest load or store of global memory.
+        num_warps: of one block.
+    """
+
+    request: int
+    kernel: str
+    sm: int
+    registers: int
+    spills: int
+    stack: int
+    shared: int
+    mma: tuple[str, ...]
+    widest_access: int
+    num_warps: int
+
+    def check_resources(self) -> None:
+        """Fails where the kernel spills registers or asks for more shared memory than a block may have."""
+        assert self.spills == 0, f"{self.kernel} on sm_{self.sm} spills: {self}"
+        assert self.stack == 0, f"{self.kernel} on sm_{self.sm} uses a stack: {self}"
+        assert self.shared <= SHARED_MEMORY_LIMIT[self.sm], f"{self.kernel} on sm_{self.sm} asks for too much shared memory: {self}"
+
+
+def compile_kernels(requests: Sequence[KernelRequest | CallRequest], sms: Sequence[int] = SMS) -> list[Binary]:
+    """Compiles every request for every GPU in a fresh process.
+
+    Raises:
+        AssertionError: the process failed; holds what it wrote.
+    """
+    job = {"sms": list(sms), "requests": [{"type": type(request).__name__, **asdict(request)} for request in requests]}
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, str(Path(__file__).resolve())]
+    done = subprocess.run(command, input=json.dumps(job), env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+    assert done.returncode == 0, f"compiling failed:\n{done.stdout}\n{done.stderr}"
+    rows = json.loads(done.stdout.splitlines()[-1])
+    return [Binary(**{**row, "mma": tuple(row["mma"])}) for row in rows]
+
+
+def _specialize(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
+    """Signature, constants and alignment marks of a launch with these arguments, by the rules of Triton's launcher."""
+    signature: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    marks: dict[tuple[int, ...], Any] = {}
+
+    def describe(value: Any, path: tuple[int, ...], parameter: Any) -> Any:
+        """The type of one argument; a tuple has one for each of its members."""
+        if isinstance(value, tuple) and not parameter.is_constexpr:
+            types = [describe(member, (*path, i), parameter) for i, member in enumerate(value)]
+            return type(value)(*types) if hasattr(value, "_fields") else tuple(types)
+        specialized = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (specialized and type(value) is int and value == 1):
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, bool):
+            return "u1"
+        if isinstance(value, float):
+            return "fp32"
+        if isinstance(value, int):
+            kind, is_aligned = "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
+        elif isinstance(value, str):
+            kind, is_aligned = value, True
+        else:
+            kind, is_aligned = _pointer_type(value), value.data_ptr() % 16 == 0
+        if specialized and is_aligned and not parameter.do_not_specialize_on_alignment:
+            marks[path] = [["tt.divisibility", 16]]
+        return kind
+
+    for position, parameter in enumerate(kernel.params):
+        signature[parameter.name] = describe(arguments.get(parameter.name, parameter.default), (position,), parameter)
+    return signature, constants, marks
+
+
+def _pointer_type(tensor: Any) -> str:
+    from triton.runtime.jit import mangle_type
+
+    return mangle_type(tensor)
+
+
+def _launches_of(call: str, setup: str) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
+    """Kernel, arguments and options of every launch that `call` would make."""
+    import torch
+    from triton.runtime import JITFunction
+
+    from fastcnn.kernels import launching
+
+    recorded: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
+
+    def record(kernel: Any, *arguments: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> None:
+        named = dict(zip(kernel.arg_names, arguments, strict=False))
+        named.update({key: options.pop(key) for key in list(options) if key in kernel.arg_names})
+        recorded.append((kernel, named, options))
+
+    def nhwc(n: int, c: int, h: int, w: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+        return torch.empty(n, c, h, w, dtype=dtype).to(memory_format=torch.channels_last)
+
+    JITFunction.run = record
+    launching.is_interpreted = lambda kernel: True  # the tensors are on the CPU, and nothing will run
+    names = {"torch": torch, "nhwc": nhwc}
+    exec(setup, names)
+    eval(call, names)
+    assert recorded, f"{call} launched nothing"
+    return recorded
+
+
+def _read_binary(binary: bytes) -> dict[str, Any]:
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        usage = subprocess.run([tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        sass = subprocess.run([tools / "cuobjdump", "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    return {
+        "registers": int(re.findall(r"REG:(\d+)", usage)[-1]),
+        "stack": int(re.findall(r"STACK:(\d+)", usage)[-1]),
+        "spills": len(_SPILL.findall(sass)),
+        "mma": sorted(set(_MMA.findall(sass))),
+        "widest_access": max(map(int, _WIDEST_ACCESS.findall(sass)), default=32),
+    }
+
+
+def _compile(job: dict[str, Any]) -> list[dict[str, Any]]:
+    import importlib
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    rows = []
+    for index, request in enumerate(job["requests"]):
+        if request["type"] == "CallRequest":
+            launches = _launches_of(request["call"], request["setup"])
+        else:
+            kernel = getattr(importlib.import_module(request["module"]), request["kernel"])
+            options = {"num_warps": request["num_warps"], "num_stages": request["num_stages"], **request["options"]}
+            launches = [(kernel, request["arguments"], options)]
+        for kernel, arguments, options in launches:
+            signature, constants, marks = _specialize(kernel, arguments)
+            for sm in job["sms"]:
+                source = ASTSource(kernel, signature, constants, marks)
+                compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+                figures = _read_binary(compiled.asm["cubin"])
+                about = {"request": index, "kernel": kernel.__name__, "sm": sm}
+                rows.append({**about, **figures, "shared": compiled.metadata.shared, "num_warps": compiled.metadata.num_warps})
+    return rows
+
+
+if __name__ == "__main__":
+    print(json.dumps(_compile(json.load(sys.stdin))))
