@@ -71,4 +71,6 @@ def check_input(x: Tensor, model: str, *, channels: int = 3, min_size: int = 1, 
         fits = all(length == size if size is not None else length >= min_size for length in static)
     if not fits:
         wanted = f"H and W {f'equal to {size}' if size is not None else f'of at least {min_size}'}"
-        raise InputError(f"{model} takes images of shape (N, {channels}, H, W) with {wanted}, not {shape}")
+        # Inside torch.export the batch is a symbol, which is nothing to show.
+        found = ", ".join(str(length) if isinstance(length, int) else "N" for length in shape)
+        raise InputError(f"{model} takes images of shape (N, {channels}, H, W) with {wanted}, not ({found})")
