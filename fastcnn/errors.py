@@ -46,6 +46,10 @@ class BackendError(RequestError):
     """The backend asked for cannot run here, or cannot run this graph."""
 
 
+class DeviceMemoryError(FastcnnError):
+    """The GPU has no room for a batch of this size; the module still runs smaller ones."""
+
+
 class FileFormatError(RequestError):
     """A file is not what its name or its metadata says."""
 

@@ -17,7 +17,8 @@ from fastcnn.graph.capture import capture
 from fastcnn.graph.passes import run_passes
 from fastcnn.graph.plan import Candidate
 from fastcnn.optimized_module import OptimizedModule, Source
-from fastcnn.parity import Expected, compare, exact_float32, expect, flatten
+from fastcnn.parity import Expected, compare, expect, flatten
+from fastcnn.precision import exact_float32
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,13 @@ _ROUNDS, _CALLS_PER_ROUND, _SETTLE_SECONDS, _MAX_SECONDS = 7, 2, 0.02, 6.0
 
 
 def optimize(
-    model: nn.Module, example_input: Tensor, *, dtype: torch.dtype | None = None, backend: str = "auto", check: bool = True
+    model: nn.Module,
+    example_input: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    allow_tf32: bool = False,
+    check: bool = True,
 ) -> OptimizedModule:
     """Make the fastest module that computes the same function as `model`, which stays untouched.
 
@@ -34,8 +41,9 @@ def optimize(
         model: any classifier in evaluation mode that `torch.export` can capture.
         example_input: [N, C, H, W] on the model's device. The batch stays dynamic, the other sizes are fixed; `auto` measures with this batch.
         dtype: what weights are rounded to and the engine computes in: the example's dtype by default, `torch.float16` or `torch.bfloat16` on request.
-        backend: "torch", "onnxruntime" or "openvino"; an explicit one never falls back to another. "auto" times those that can run and keeps the
-            fastest.
+        backend: "torch", "triton", "onnxruntime" or "openvino"; an explicit one never falls back to another. "auto" times those that can run and
+            keeps the fastest.
+        allow_tf32: float32 products may round their operands to 10 bits of mantissa on a GPU whose tensor cores are faster so.
         check: hold the result against the reference in float64 on the example before it is returned.
 
     Raises:
@@ -44,7 +52,7 @@ def optimize(
         ParityError: the result does not compute the same function.
     """
     engine = None if backend == "auto" else get_engine(backend)
-    builder = Builder(model, example_input, dtype=dtype, check=check)
+    builder = Builder(model, example_input, dtype=dtype, allow_tf32=allow_tf32, check=check)
     return _fastest(builder) if engine is None else builder.build(engine)
 
 
@@ -54,14 +62,19 @@ class Builder:
     Arguments and errors as in `optimize`.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, *, dtype: torch.dtype | None = None, check: bool = True) -> None:
+    def __init__(self, model: nn.Module, example: Tensor, *, dtype: torch.dtype | None = None, allow_tf32: bool = False, check: bool = True) -> None:
         if dtype is not None and dtype not in _DTYPES:
             raise RequestError(f"dtype {dtype} is not one of {', '.join(map(str, _DTYPES))}")
         self.captured = capture(model, example)
+        self.captured.allow_tf32 = allow_tf32
         self.model, self.example, self.dtype, self.check = model, example, dtype or example.dtype, check
         self._state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
         self._sources: dict[tuple[str, ...], Source] = {}
         self._artifacts: dict[tuple[str, ...], bytes] = {}
+
+    @property
+    def _tf32(self) -> bool:
+        return self.captured.allow_tf32 and self.dtype == torch.float32
 
     def why_not(self, engine: Engine) -> str | None:
         return engine.unsupported(self.example.device, self.dtype)
@@ -91,7 +104,7 @@ class Builder:
     @functools.cached_property
     def _expected(self) -> Expected:
         # One picture too: models and runtimes treat a batch of one apart.
-        return expect(self.model, self.example, [(0, size) for size in sorted({1, self.example.shape[0]})], dtype=self.dtype)
+        return expect(self.model, self.example, [(0, size) for size in sorted({1, self.example.shape[0]})], dtype=self.dtype, tf32=self._tf32)
 
     def _require_parity(self, module: OptimizedModule) -> None:
         with exact_float32(), torch.no_grad():
@@ -107,7 +120,7 @@ def _fastest(builder: Builder) -> OptimizedModule:
     refused: list[Candidate] = []
     absent = available_backends()
     for name in BACKENDS:
-        reason = absent[name] or builder.why_not(get_engine(name))
+        reason = absent[name] or get_engine(name).unfit_for_auto() or builder.why_not(get_engine(name))
         if reason is None:
             try:
                 built[name] = builder.build(get_engine(name))

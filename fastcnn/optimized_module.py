@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
@@ -65,6 +65,11 @@ class OptimizedModule(nn.Module):
         return self.source.graph.input_dtype
 
     @property
+    def allow_tf32(self) -> bool:
+        """Whether float32 products may round their operands to 10 bits of mantissa on a GPU."""
+        return self.source.graph.allow_tf32
+
+    @property
     def info(self) -> dict[str, Any]:
         """What the reference said of itself: name, options, where its weights are from, preprocessing."""
         return dict(self.source.graph.info)
@@ -74,7 +79,7 @@ class OptimizedModule(nn.Module):
         """What runs: one row per fused step, one report per pass, and what `auto` measured."""
         if self._plan is None:
             self._plan = Plan(self.backend, self.lowered.rows(), (*self.source.passes, *self.lowered.reports), self.source.choice)
-        return self._plan
+        return replace(self._plan, memory=self.lowered.memory())
 
     def forward(self, x: Tensor) -> Any:
         """x: [N, …] as the example given to `optimize`, any N → the outputs of the reference, in the dtype of `x`.

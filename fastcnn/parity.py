@@ -2,8 +2,8 @@
 
 The reference runs in float64. A candidate passes, at each batch size, when
 
-- its relative L2 error ‖candidate − reference‖ / ‖reference‖ is within the bound for its dtype: 1e-5 for float32; for float16 and bfloat16
-  twice the error that eager PyTorch makes in that dtype on the same input, or the dtype's unit roundoff where that is more;
+- its relative L2 error ‖candidate − reference‖ / ‖reference‖ is within the bound for its dtype: 1e-5 for float32; for float16, bfloat16 and float32
+  whose products may use TF32 twice the error that eager PyTorch makes in that way on the same input, or the unit roundoff where that is more;
 - top-1 agrees for each picture whose margin between the reference's two best classes exceeds the candidate's largest error on that picture;
 - NaN and infinities stand exactly where eager PyTorch in the candidate's dtype has them. Those positions stay out of the two rules above.
 
@@ -12,10 +12,9 @@ The reference runs in float64. A candidate passes, at each batch size, when
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcnn.errors import ParityError, RequestError
+from fastcnn.precision import exact_float32, float32_products
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,8 @@ Outputs = list[NDArray[np.float64]]
 Slice = tuple[int, int]
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
-_UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+_TF32 = "float32 with TF32 products"
+_UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, _TF32: 2.0**-11}
 # Two float64 runs of one picture, alone and within a batch, differ by rounding only.
 _SAME_IN_FLOAT64 = 1e-9
 
@@ -162,7 +163,8 @@ def verify(
         reference: the model; a copy of it runs in evaluation mode, in float64, on the example's device. It is not changed.
         example_input: [N, ...]; its pictures come first in every batch, seeded random ones of the same per-channel range and statistics follow.
         batch_sizes: sizes to check, each at least 1.
-        dtype: what the candidate computes in: its `dtype` attribute by default, or else the dtype of its first output.
+        dtype: what the candidate computes in: its `dtype` attribute by default, or else the dtype of its first output. A candidate whose attribute
+            `allow_tf32` is true is held to the bound for TF32.
         tolerance: replaces the bound on the relative L2 error.
         seed: of the random pictures.
 
@@ -181,12 +183,13 @@ def verify(
         raw = [candidate(pictures[start:stop]) for start, stop in slices]
     if dtype is None:
         dtype = _dtype_of(candidate, raw[0])
-    expected = expect(reference, pictures, slices, dtype=dtype)
+    tf32 = dtype == torch.float32 and getattr(candidate, "allow_tf32", False) is True
+    expected = expect(reference, pictures, slices, dtype=dtype, tf32=tf32)
     return compare([flatten(output) for output in raw], expected, tolerance=tolerance)
 
 
-def expect(reference: nn.Module, pictures: Tensor, slices: Sequence[Slice], *, dtype: torch.dtype) -> Expected:
-    """Run `reference` in float64, and eagerly in `dtype`, on each slice of `pictures`.
+def expect(reference: nn.Module, pictures: Tensor, slices: Sequence[Slice], *, dtype: torch.dtype, tf32: bool = False) -> Expected:
+    """Run `reference` in float64, and eagerly in `dtype`, with TF32 products where `tf32`, on each slice of `pictures`.
 
     A model that treats pictures independently, which is checked, runs once for all slices: float64 is dear.
 
@@ -197,8 +200,9 @@ def expect(reference: nn.Module, pictures: Tensor, slices: Sequence[Slice], *, d
 
     with exact_float32(), torch.no_grad():
         precise, independent = _run_slices(_runner(reference, torch.float64, pictures.device), pictures, slices, None)
+    with float32_products(tf32=tf32), torch.no_grad():
         eager, _ = _run_slices(_runner(reference, dtype, pictures.device), pictures, slices, independent)
-    return Expected(_name(dtype), tuple(slices), precise, eager, independent)
+    return Expected(_TF32 if tf32 else _name(dtype), tuple(slices), precise, eager, independent)
 
 
 def compare(candidate: Sequence[Outputs], expected: Expected, *, tolerance: float | None = None, runtime: str = "") -> ParityReport:
@@ -371,34 +375,3 @@ def _dtype_of(candidate: object, outputs: Any) -> torch.dtype:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-@contextlib.contextmanager
-def exact_float32() -> Iterator[None]:
-    """TF32 and bfloat16 shortcuts in float32 matrix products and convolutions are off inside, and as they were afterwards.
-
-    PyTorch ≥ 2.9 has two sets of switches and refuses to read the old one where the two disagree, as torch.compile does: both are set.
-    """
-    import torch
-
-    backends = torch.backends
-    switches = [backends, backends.cuda.matmul, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn]  # type: ignore[attr-defined]
-    switches += [backends.mkldnn, backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]  # type: ignore[attr-defined]
-    before = [switch.fp32_precision for switch in switches]
-    try:
-        legacy = (torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32)
-    except RuntimeError:  # the caller set the new switches to something that the old ones cannot say
-        legacy = None
-    try:
-        if legacy is not None:
-            torch.set_float32_matmul_precision("highest")
-            backends.cudnn.allow_tf32 = False
-        for switch in switches:
-            switch.fp32_precision = "ieee"
-        yield
-    finally:
-        if legacy is not None:
-            torch.set_float32_matmul_precision(legacy[0])
-            backends.cudnn.allow_tf32 = legacy[1]
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value

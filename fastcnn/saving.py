@@ -62,11 +62,15 @@ def save(module: OptimizedModule, path: str | Path, *, force: bool = False) -> P
     return path
 
 
-def load(path: str | Path, *, backend: str | None = None) -> OptimizedModule:
-    """Bring back a saved module, on the CPU; `backend` runs it on another engine than the one it was saved with.
+def load(path: str | Path, *, backend: str | None = None, device: str | torch.device = "cpu") -> OptimizedModule:
+    """Bring back a saved module.
+
+    Args:
+        backend: another engine than the one that it was saved with.
+        device: where it shall run.
 
     Raises:
-        RequestError: no such file.
+        RequestError: no such file, or no such device.
         FileFormatError: not a file of `fastcnn.save`, or a damaged one.
         BackendError: the engine cannot run here.
     """
@@ -74,23 +78,35 @@ def load(path: str | Path, *, backend: str | None = None) -> OptimizedModule:
     header, tensors = _read(path)
     name = backend or header["backend"]
     engine = get_engine(name)
+    device = _device(device)
     try:
-        source, artifact = _restore(header, tensors)
+        source, artifact = _restore(header, tensors, device)
     except FileFormatError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, SyntaxError) as error:
         raise FileFormatError(f"{path} does not hold what fastcnn.save writes: {type(error).__name__}: {error}") from error
-    reason = engine.unsupported(torch.device("cpu"), source.graph.input_dtype)
+    reason = engine.unsupported(device, source.graph.input_dtype)
     if reason:
         raise BackendError(f"backend {name!r}: {reason}")
     return OptimizedModule(source, engine, engine.lower(source.graph, source.graph.input_dtype, artifact if name == header["backend"] else None))
 
 
-def _restore(header: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Source, bytes | None]:
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RequestError(f"there is no device {name!r}; devices are named cpu, cuda, cuda:1 and so on") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RequestError(f"the module cannot be loaded to {device}: PyTorch finds no CUDA device here")
+    return device
+
+
+def _restore(header: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> tuple[Source, bytes | None]:
     get = _Getter(tensors)
-    graph = graph_from_json(header["graph"], {name: get(key) for name, key in header["constants"].items()})
+    # Copies: where a tensor starts in the file depends on the length of the header, and libraries sum in another order where it is not aligned.
+    graph = graph_from_json(header["graph"], {name: get(key).to(device, copy=True) for name, key in header["constants"].items()})
     saved = Plan.from_dict(header["plan"])
-    # Copies: entries of equal content, and the graph's constants, must not become one tensor in a model that takes the state dict over.
+    # Copies again: entries of equal content, and the graph's constants, must not become one tensor in a model that takes the state dict over.
     state_dict = {name: get(key).clone() for name, key in header["state_dict"].items()}
     return Source(graph, saved.passes, state_dict, saved.choice), _load_artifact(get, header["artifact"])
 

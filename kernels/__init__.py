@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastcnn.errors import BackendError
 
 if TYPE_CHECKING:
+    from fastcnn.kernels.affine import scale_bias_relu, scale_bias_relu_ref
     from fastcnn.kernels.concat import concat_relu, concat_relu_ref
     from fastcnn.kernels.convolution import conv2d_bias_relu, conv2d_bias_relu_ref, pack_weight
     from fastcnn.kernels.convolution_configs import ConvConfig
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
     from fastcnn.kernels.launching import count_launches
     from fastcnn.kernels.pooling import avg_pool2d, avg_pool2d_ref, max_pool2d, max_pool2d_ref
     from fastcnn.kernels.stem import pack_stem_weight, stem_conv2d, stem_conv2d_ref
+    from fastcnn.kernels.tma_convolution import conv2d_tma, conv2d_tma_ref, supports_tma
+    from fastcnn.kernels.tma_convolution_configs import TmaConfig
 
 _HOMES = {
     "ConvConfig": "fastcnn.kernels.convolution_configs",
     "GroupedConv": "fastcnn.kernels.convolution_group",
+    "TmaConfig": "fastcnn.kernels.tma_convolution_configs",
     "avg_pool2d": "fastcnn.kernels.pooling",
     "avg_pool2d_ref": "fastcnn.kernels.pooling",
     "concat_relu": "fastcnn.kernels.concat",
@@ -31,6 +35,8 @@ _HOMES = {
     "conv2d_bias_relu_ref": "fastcnn.kernels.convolution",
     "conv2d_group": "fastcnn.kernels.convolution_group",
     "conv2d_group_ref": "fastcnn.kernels.convolution_group",
+    "conv2d_tma": "fastcnn.kernels.tma_convolution",
+    "conv2d_tma_ref": "fastcnn.kernels.tma_convolution",
     "count_launches": "fastcnn.kernels.launching",
     "global_avg_pool2d": "fastcnn.kernels.global_pooling",
     "global_avg_pool2d_ref": "fastcnn.kernels.global_pooling",
@@ -38,13 +44,17 @@ _HOMES = {
     "max_pool2d_ref": "fastcnn.kernels.pooling",
     "pack_stem_weight": "fastcnn.kernels.stem",
     "pack_weight": "fastcnn.kernels.convolution",
+    "scale_bias_relu": "fastcnn.kernels.affine",
+    "scale_bias_relu_ref": "fastcnn.kernels.affine",
     "stem_conv2d": "fastcnn.kernels.stem",
     "stem_conv2d_ref": "fastcnn.kernels.stem",
+    "supports_tma": "fastcnn.kernels.tma_convolution",
 }
 
 __all__ = [
     "ConvConfig",
     "GroupedConv",
+    "TmaConfig",
     "avg_pool2d",
     "avg_pool2d_ref",
     "concat_relu",
@@ -53,6 +63,8 @@ __all__ = [
     "conv2d_bias_relu_ref",
     "conv2d_group",
     "conv2d_group_ref",
+    "conv2d_tma",
+    "conv2d_tma_ref",
     "count_launches",
     "global_avg_pool2d",
     "global_avg_pool2d_ref",
@@ -60,8 +72,11 @@ __all__ = [
     "max_pool2d_ref",
     "pack_stem_weight",
     "pack_weight",
+    "scale_bias_relu",
+    "scale_bias_relu_ref",
     "stem_conv2d",
     "stem_conv2d_ref",
+    "supports_tma",
 ]
 
 

@@ -130,7 +130,14 @@ def configs_for(dtype: torch.dtype, input_precision: str = "ieee", capability: i
 def choose_config(
     sizes: Sequence[ConvSize], dtype: torch.dtype, input_precision: str = "ieee", capability: int = 90, multiprocessors: int = 132
 ) -> ConvConfig:
-    """The configuration with the least predicted time where nothing was measured: a starting point for tuning, and what a call without `config` gets.
+    """The configuration with the least predicted time where nothing was measured: what a call without `config` gets. As `rank_configs`."""
+    return rank_configs(sizes, dtype, input_precision, capability, multiprocessors)[0]
+
+
+def rank_configs(
+    sizes: Sequence[ConvSize], dtype: torch.dtype, input_precision: str = "ieee", capability: int = 90, multiprocessors: int = 132
+) -> list[ConvConfig]:
+    """The shipped configurations by predicted time, the fastest first: a starting point for tuning.
 
     The prediction: every multiprocessor does whole tiles one after the other, and a tile costs its multiply-adds, the zeros among them,
     plus what reading its operands from L2 costs.
@@ -149,7 +156,7 @@ def choose_config(
         longest = max(config.steps(size) for size in sizes) * step
         return max(longest, math.ceil(tiles / multiprocessors) * work / max(tiles, 1))
 
-    return min(configs_for(dtype, input_precision, capability), key=cost)
+    return sorted(configs_for(dtype, input_precision, capability), key=cost)
 
 
 def choose_split_k(config: ConvConfig, size: ConvSize, multiprocessors: int = 132) -> int:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+# The engines that compute on a CPU. `triton` has tests of its own: here its kernels would be interpreted, which takes minutes for what takes milliseconds.
+CPU_BACKENDS = ("torch", "onnxruntime", "openvino")
+
 
 def randomize_batch_norm(model: nn.Module, seed: int = 0) -> nn.Module:
     """Gives every BatchNorm of `model` random statistics, weight and bias, in place: as constructed, it is nearly the identity.

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import randomize_batch_norm, randomize_weights
+from support import CPU_BACKENDS, randomize_batch_norm, randomize_weights
 from torch import Tensor, nn
 
 from fastcnn.engines import available_backends, get_engine
 from fastcnn.graph.capture import capture
-from fastcnn.models.registry import create_model, list_models, model_spec
+from fastcnn.models import create_model, list_models, model_spec
 from fastcnn.models.weights import load_weights
 from fastcnn.optimization import Builder
 
-BACKENDS = [name for name, reason in available_backends().items() if reason is None]
+BACKENDS = [name for name in CPU_BACKENDS if available_backends()[name] is None]
 # Small enough for every model to take a second or two; the families that need their own size keep it.
 SIZES = {"alexnet": 127, "inception_v3": 139, "inception_v4": 139}
 # Deeper and wider relatives of a model that is here go through PyTorch's engine alone: lowering them to ONNX takes most of the time.

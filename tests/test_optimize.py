@@ -9,17 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from graph_support import images, net
+from support import CPU_BACKENDS
 from torch import nn
 
 import fastcnn
-from fastcnn import optimization
-from fastcnn.engines import BACKENDS, available_backends, get_engine
+from fastcnn import engines, optimization
+from fastcnn.engines import BACKENDS, available_backends
 from fastcnn.engines.openvino_engine import OpenVinoEngine
 from fastcnn.engines.torch_engine import TorchEngine
 from fastcnn.errors import BackendError, CaptureError, InputError, ParityError, RequestError, UnknownNameError
 
 IMAGE = images(2, 3, 8, 8)
-AVAILABLE = tuple(name for name, reason in available_backends().items() if reason is None)
+AVAILABLE = tuple(name for name in CPU_BACKENDS if available_backends()[name] is None)
 
 
 def _model() -> nn.Module:
@@ -107,9 +108,9 @@ def test_auto_with_a_runtime_that_breaks(monkeypatch):
 
 def test_auto_with_no_backend_left(monkeypatch):
     for name in BACKENDS:
-        monkeypatch.setattr(type(get_engine(name)), "unsupported", lambda self, device, dtype: "not today")
+        monkeypatch.setattr(type(engines._load(name)), "unsupported", lambda self, device, dtype: "not today")
 
-    with pytest.raises(BackendError, match="no backend can run this model: torch: not today; onnxruntime: not today"):
+    with pytest.raises(BackendError, match="no backend can run this model: torch: not today; triton: .*; onnxruntime: not today"):
         fastcnn.optimize(_model(), IMAGE)
 
 
@@ -128,7 +129,7 @@ def test_timing_in_turns_calls_every_module():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_explicit_backend_never_falls_back(backend, monkeypatch):
-    monkeypatch.setattr(type(get_engine("torch")) if backend == "torch" else type(get_engine(backend)), "unavailable", lambda self: "it is gone")
+    monkeypatch.setattr(type(engines._load(backend)), "unavailable", lambda self: "it is gone")
 
     with pytest.raises(BackendError, match=f"backend '{backend}' cannot run here: it is gone"):
         fastcnn.optimize(_model(), IMAGE, backend=backend)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.errors import ParityError, RequestError
-from fastcnn.parity import Expected, compare, exact_float32, make_pictures, verify
+from fastcnn.parity import Expected, compare, make_pictures, verify
+from fastcnn.precision import exact_float32
 
 
 class Network(nn.Module):

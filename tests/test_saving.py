@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from graph_support import images, net
 from safetensors import safe_open
-from support import randomize_weights
+from support import CPU_BACKENDS, randomize_weights
 from torch import nn
 
 import fastcnn
@@ -24,7 +24,7 @@ from fastcnn.engines import available_backends
 from fastcnn.engines.openvino_engine import OpenVinoEngine
 from fastcnn.errors import BackendError, FileFormatError, RequestError, UnknownNameError
 
-AVAILABLE = tuple(name for name, reason in available_backends().items() if reason is None)
+AVAILABLE = tuple(name for name in CPU_BACKENDS if available_backends()[name] is None)
 IMAGE = images(3, 1, 28, 28)
 
 
@@ -318,3 +318,13 @@ def test_graph_with_something_that_has_no_plain_form(tmp_path):
     with pytest.raises(RequestError, match=r"this residual_mnist cannot be saved: .* is no ATen operation"):
         fastcnn.save(module, tmp_path / "model.fastcnn")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("device", "message"), [("gpu", "there is no device 'gpu'"), ("cuda", "PyTorch finds no CUDA device here")])
+def test_a_device_that_is_not_there(device, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = net(lambda s, x: s.a(x), a=nn.Conv2d(3, 4, 3))
+    path = fastcnn.save(fastcnn.optimize(model, images(1, 3, 8, 8), backend="torch"), tmp_path / "net.fast")
+
+    with pytest.raises(RequestError, match=message):
+        fastcnn.load(path, device=device)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _ENGINES = {
     "torch": "fastcnn.engines.torch_engine:TorchEngine",
+    "triton": "fastcnn.engines.triton.engine:TritonEngine",
     "onnxruntime": "fastcnn.engines.onnxruntime_engine:OnnxRuntimeEngine",
     "openvino": "fastcnn.engines.openvino_engine:OpenVinoEngine",
 }

@@ -23,6 +23,7 @@ class Lowered:
         reports: passes that the engine ran beyond those of the graph it was given.
         propagates_nan: whether a NaN or an infinity in the input comes out as eager PyTorch would give it.
         input_dtype: what `run` takes, where that is not the graph's dtype.
+        memory: bytes that it holds at present, by what for, where it plans its memory.
         artifact: the file that the runtime loads, if it is one; `save` stores it, so that `load` need not make it again.
     """
 
@@ -32,6 +33,7 @@ class Lowered:
     propagates_nan: bool = False
     input_dtype: torch.dtype | None = None
     artifact: bytes | None = field(default=None, repr=False)
+    memory: Callable[[], dict[str, int]] = dict
 
 
 class Engine(Protocol):
@@ -45,6 +47,9 @@ class Engine(Protocol):
 
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why the engine cannot run with this device and dtype, or None where it can."""
+
+    def unfit_for_auto(self) -> str | None:
+        """Why `auto` should not even try the engine here, though it runs when asked for by name."""
 
     def lower(self, captured: CapturedGraph, dtype: torch.dtype, artifact: bytes | None = None) -> Lowered:
         """Lower a graph that `passes` went over, constants cast to `dtype`. `artifact` is what an earlier lowering of the same graph left."""

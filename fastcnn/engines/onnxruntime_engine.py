@@ -33,6 +33,9 @@ class OnnxRuntimeEngine:
             return f"runs on the CPU only, the input is on {device}"
         return None if dtype in (torch.float32, torch.float16) else f"has no kernels for {dtype} on a CPU"
 
+    def unfit_for_auto(self) -> str | None:
+        return None
+
     def lower(self, captured: CapturedGraph, dtype: torch.dtype, artifact: bytes | None = None) -> Lowered:
         from fastcnn.export.onnx_lowering import lower_to_onnx
 

@@ -36,6 +36,9 @@ class OpenVinoEngine:
             return f"runs on the CPU only, the input is on {device}"
         return None if dtype in _PRECISION else f"has no kernels for {dtype} on a CPU"
 
+    def unfit_for_auto(self) -> str | None:
+        return None
+
     def lower(self, captured: CapturedGraph, dtype: torch.dtype, artifact: bytes | None = None) -> Lowered:
         from fastcnn.export.onnx_lowering import lower_to_onnx
 

@@ -18,6 +18,7 @@ from fastcnn.graph.ir import CapturedGraph, aten
 from fastcnn.graph.ops import fused_conv2d
 from fastcnn.graph.passes import STANDARD_PASSES, run_passes
 from fastcnn.graph.plan import PlanRow, make_rows
+from fastcnn.precision import float32_products
 
 _ENGINE_PASSES = ("fuse_convolution_epilogue",)
 
@@ -52,12 +53,16 @@ class TorchEngine:
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return None if dtype.is_floating_point else f"{dtype} is not a floating-point dtype"
 
+    def unfit_for_auto(self) -> str | None:
+        return None
+
     def lower(self, captured: CapturedGraph, dtype: torch.dtype, artifact: bytes | None = None) -> Lowered:
         fused, reports = run_passes(captured, _ENGINE_PASSES)
         device = next((tensor.device for tensor in fused.constants().values()), torch.device("cpu"))
         if not _onednn_has(device, dtype):
             plain = _Lowering(fused, packed_for=None)
-            return Lowered(plain.run, lambda: plain.rows, reports, propagates_nan=True)
+            run = _with_float32_products(plain.run, tf32=captured.allow_tf32) if device.type == "cuda" and dtype == torch.float32 else plain.run
+            return Lowered(run, lambda: plain.rows, reports, propagates_nan=True)
 
         # oneDNN chooses the layout of packed weights by the geometry, batch included, and silently repacks in every call that wants another one.
         # Layouts were seen to differ between batch 1 and larger ones and hardly among those, so there are at most two packings, each made when it is
@@ -78,6 +83,16 @@ class TorchEngine:
 
         # oneDNN's ReLU gives 0 for NaN.
         return Lowered(lambda x: packing(x.shape[0] > 1).run(x), rows, reports, propagates_nan=False)
+
+
+def _with_float32_products(run: Callable[[Tensor], list[Tensor]], *, tf32: bool) -> Callable[[Tensor], list[Tensor]]:
+    """`run` in the precision that was asked for, whatever PyTorch's switches say when it is called: by default they allow TF32 in convolutions."""
+
+    def switched(x: Tensor) -> list[Tensor]:
+        with float32_products(tf32=tf32):
+            return run(x)
+
+    return switched
 
 
 def _onednn_has(device: torch.device, dtype: torch.dtype) -> bool:

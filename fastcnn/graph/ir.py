@@ -30,7 +30,8 @@ class CapturedGraph:
     """What `capture` returns, what passes edit and what engines and exporters lower.
 
     `module` takes one tensor and returns a list: the flattened outputs of the model, which `output_spec` (a pytree in JSON) puts together again.
-    Any batch runs; `usual_batch`, that of the example, is the one that engines prepare for.
+    Any batch runs; `usual_batch`, that of the example, is the one that engines prepare for. `allow_tf32`: whether float32 products may round their
+    operands to 10 bits of mantissa where the hardware is faster so.
     """
 
     module: fx.GraphModule
@@ -39,6 +40,7 @@ class CapturedGraph:
     output_spec: str
     usual_batch: int
     info: dict[str, Any] = field(default_factory=dict)
+    allow_tf32: bool = False
 
     @property
     def graph(self) -> fx.Graph:
@@ -186,7 +188,7 @@ def pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Convolution:
-    """The arguments of an `aten.conv2d` call, sizes as pairs."""
+    """The arguments of an `aten.conv2d` or `fused_conv2d` call, sizes as pairs."""
 
     input: fx.Node
     weight: fx.Node
@@ -198,7 +200,9 @@ class Convolution:
 
     @classmethod
     def of(cls, node: fx.Node) -> Convolution:
-        values = arguments(node)
+        # The first seven arguments of a fused convolution are those of a plain one.
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        values: dict[str, Any] = arguments(node) if isinstance(node.target, torch._ops.OpOverload) else dict(zip(names, node.args, strict=False))
         return cls(
             values["input"],
             values["weight"],

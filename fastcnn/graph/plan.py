@@ -29,7 +29,13 @@ class PassReport:
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One step of the running engine."""
+    """One step of the running engine.
+
+    Attributes:
+        launch: the number of the launch that computes the step, where the engine counts them; steps of one launch share it, None needs no launch.
+        milliseconds: of that launch at the batch that the engine prepared for, as measured on the device.
+        roofline_share: the time that the device's own ceilings allow that launch at best, over the time it takes.
+    """
 
     step: int
     name: str
@@ -38,6 +44,9 @@ class PlanRow:
     output_shape: Shape
     kernel: str
     why: str
+    launch: int | None = None
+    milliseconds: float | None = None
+    roofline_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,12 +60,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that `optimize` decided; `print(plan)` is a table."""
+    """Everything that `optimize` decided; `print(plan)` is a table. `memory`: bytes that the engine holds, by what for, where it plans them."""
 
     backend: str
     rows: tuple[PlanRow, ...]
     passes: tuple[PassReport, ...]
     choice: tuple[Candidate, ...] = ()
+    memory: dict[str, int] = field(default_factory=dict)
 
     def count(self, op: str) -> int:
         """How many steps are of kind `op`."""
@@ -70,30 +80,32 @@ class Plan:
             "rows": [asdict(row) for row in self.rows],
             "passes": [{"name": report.name, "fired": report.fired, "declined": dict(report.declined)} for report in self.passes],
             "choice": [asdict(candidate) for candidate in self.choice],
+            "memory": dict(self.memory),
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Plan:
         rows = tuple(PlanRow(**{**row, "folded": tuple(row["folded"]), "output_shape": tuple(row["output_shape"])}) for row in data["rows"])
         passes = tuple(PassReport(report["name"], report["fired"], Counter(report["declined"])) for report in data["passes"])
-        return cls(data["backend"], rows, passes, tuple(Candidate(**candidate) for candidate in data["choice"]))
+        return cls(data["backend"], rows, passes, tuple(Candidate(**candidate) for candidate in data["choice"]), data.get("memory", {}))
 
     def __str__(self) -> str:
-        header = ("step", "name", "op", "folded", "output", "kernel")
-        table = [header] + [
-            (
-                str(row.step),
-                row.name,
-                row.op,
-                " + ".join(row.folded),
-                "×".join("N" if size is None else str(size) for size in row.output_shape),
-                row.kernel,
-            )
-            for row in self.rows
-        ]
+        header: tuple[str, ...] = ("step", "name", "op", "folded", "output", "kernel")
+        timed = any(row.milliseconds is not None for row in self.rows)
+        table = [header + (("µs", "of roofline") if timed else ())]
+        for row in self.rows:
+            size = "×".join("N" if size is None else str(size) for size in row.output_shape)
+            cells: tuple[str, ...] = (str(row.step), row.name, row.op, " + ".join(row.folded), size, row.kernel)
+            if timed:
+                cells += (
+                    "" if row.milliseconds is None else f"{row.milliseconds * 1e3:.1f}",
+                    "" if row.roofline_share is None else f"{row.roofline_share:.0%}",
+                )
+            table.append(cells)
         widths = [max(len(line[column]) for line in table) for column in range(len(header))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-        return "\n".join([f"backend {self.backend}, {len(self.rows)} steps", *lines, *(str(report) for report in self.passes)])
+        memory = [f"memory: {', '.join(f'{what} {size / 2**20:.1f} MiB' for what, size in self.memory.items())}"] if self.memory else []
+        return "\n".join([f"backend {self.backend}, {len(self.rows)} steps", *lines, *(str(report) for report in self.passes), *memory])
 
 
 def make_rows(captured: CapturedGraph, kernel_of: dict[str, tuple[str, str]]) -> tuple[PlanRow, ...]:

@@ -57,6 +57,7 @@ def graph_to_json(captured: CapturedGraph) -> dict[str, Any]:
         "input_dtype": str(captured.input_dtype),
         "output_spec": captured.output_spec,
         "usual_batch": captured.usual_batch,
+        "allow_tf32": captured.allow_tf32,
         "info": captured.info,
         "nodes": [_node_to_json(node) for node in captured.graph.nodes],
     }
@@ -87,7 +88,15 @@ def graph_from_json(data: dict[str, Any], constants: dict[str, Tensor]) -> Captu
     module = module_of(
         graph, {name: tensor for name, tensor in constants.items() if any(n.op == "get_attr" and n.target == name for n in graph.nodes)}
     )
-    return CapturedGraph(module, tuple(data["input_shape"]), _DTYPES[data["input_dtype"]], data["output_spec"], data["usual_batch"], data["info"])
+    return CapturedGraph(
+        module,
+        tuple(data["input_shape"]),
+        _DTYPES[data["input_dtype"]],
+        data["output_spec"],
+        data["usual_batch"],
+        data["info"],
+        data.get("allow_tf32", False),  # files of the first release do not say
+    )
 
 
 def _check_names(op: str, target: str, kwargs: dict[str, Any]) -> None:

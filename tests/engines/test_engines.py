@@ -15,11 +15,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from graph_support import images, net, relative_error
-from support import randomize_weights
+from support import CPU_BACKENDS, randomize_weights
 from torch import Tensor, nn
 
 import fastcnn
-from fastcnn.engines import BACKENDS, available_backends, get_engine
+from fastcnn.engines import available_backends, get_engine
 from fastcnn.engines.torch_engine import _onednn_has
 from fastcnn.errors import InputError
 from fastcnn.optimization import Builder
@@ -69,7 +69,7 @@ SMALL = ("simple_cnn", "inception_mnist", "residual_mnist")
 
 def _cases(names: Iterable[str]) -> list[Any]:
     """Each model with each backend in a row, so that a test process captures a model once."""
-    return [pytest.param(name, backend, marks=pytest.mark.slow if name == "densenet121" else ()) for name in names for backend in BACKENDS]
+    return [pytest.param(name, backend, marks=pytest.mark.slow if name == "densenet121" else ()) for name in names for backend in CPU_BACKENDS]
 
 
 @functools.cache
@@ -89,7 +89,7 @@ def _pair(name: str, backend: str) -> tuple[OptimizedModule, nn.Module]:
     return _optimized(name, backend), _builder(name).model
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=CPU_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     reason = available_backends()[request.param]
     if reason:

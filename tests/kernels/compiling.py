@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ SHARED_MEMORY_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 *
 
 TIMEOUT_SECONDS = 600
 _MMA = re.compile(r"\b(HGMMA|IGMMA|QGMMA|UTC\w*MMA|HMMA|IMMA|QMMA|DMMA)\b")
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z0-9_]+)(.*?);", re.MULTILINE)
 _SPILL = re.compile(r"\b(STL|LDL)\b")
 _WIDEST_ACCESS = re.compile(r"\b(?:LDG|STG)\.E(?:\.\w+)*?\.(128|64)\b")
 
@@ -77,7 +79,9 @@ class Binary:
         shared: bytes of shared memory of one block.
         mma: names of the tensor-core instructions in it ("HGMMA" is wgmma, "HMMA" mma.sync, "UTCHMMA" tcgen05).
         widest_access: bits of the widest load or store of global memory.
-        num_warps: of one block.
+        num_warps: of one block; where warps are specialised, of the groups that multiply or load, each.
+        opcodes: how often each instruction stands in it, without modifiers ("UTMALDG" is a load by the TMA).
+        mma_text: the tensor-core instructions with their operands.
     """
 
     request: int
@@ -90,6 +94,8 @@ class Binary:
     mma: tuple[str, ...]
     widest_access: int
     num_warps: int
+    opcodes: dict[str, int]
+    mma_text: tuple[str, ...]
 
     def check_resources(self) -> None:
         """Fails where the kernel spills registers or asks for more shared memory than a block may have."""
@@ -110,7 +116,7 @@ def compile_kernels(requests: Sequence[KernelRequest | CallRequest], sms: Sequen
     done = subprocess.run(command, input=json.dumps(job), env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     assert done.returncode == 0, f"compiling failed:\n{done.stdout}\n{done.stderr}"
     rows = json.loads(done.stdout.splitlines()[-1])
-    return [Binary(**{**row, "mma": tuple(row["mma"])}) for row in rows]
+    return [Binary(**{**row, "mma": tuple(row["mma"]), "mma_text": tuple(row["mma_text"])}) for row in rows]
 
 
 def _specialize(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
@@ -136,6 +142,8 @@ def _specialize(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any],
             kind, is_aligned = "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
         elif isinstance(value, str):
             kind, is_aligned = value, True
+        elif hasattr(value, "block_shape"):
+            return _pointer_type(value)  # a tensor descriptor: nothing about it is specialised
         else:
             kind, is_aligned = _pointer_type(value), value.data_ptr() % 16 == 0
         if specialized and is_aligned and not parameter.do_not_specialize_on_alignment:
@@ -188,12 +196,15 @@ def _read_binary(binary: bytes) -> dict[str, Any]:
         file.flush()
         usage = subprocess.run([tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
         sass = subprocess.run([tools / "cuobjdump", "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    instructions = _INSTRUCTION.findall(sass)
     return {
         "registers": int(re.findall(r"REG:(\d+)", usage)[-1]),
         "stack": int(re.findall(r"STACK:(\d+)", usage)[-1]),
         "spills": len(_SPILL.findall(sass)),
         "mma": sorted(set(_MMA.findall(sass))),
         "widest_access": max(map(int, _WIDEST_ACCESS.findall(sass)), default=32),
+        "opcodes": dict(Counter(opcode for opcode, _ in instructions)),
+        "mma_text": [opcode + rest for opcode, rest in instructions if _MMA.fullmatch(opcode)],
     }
 
 

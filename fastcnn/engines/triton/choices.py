@@ -1,0 +1,136 @@
+"""Which implementation a convolution gets: choices that were measured, on disk, and those that ship with the package.
+
+A file of choices belongs to one GPU with one driver and one set of libraries, whose names are its name. Shipped choices are looked at last: they were
+measured on the same GPU with other libraries, where what they name is as right and perhaps not as fast.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import platform
+import re
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+SCHEMA = "fastcnn-choices/1"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An implementation and its variant; `milliseconds` as measured, None where it was predicted. `why` is for the plan."""
+
+    implementation: str
+    variant: tuple[int, ...]
+    milliseconds: float | None = None
+    why: str = ""
+
+
+class ChoiceStore:
+    """The measured choices of one device, in memory and on disk. Several threads and processes may use it: a file is replaced whole, and what another
+    process has added since is kept."""
+
+    def __init__(self, device: torch.device, *, on_disk: bool = True) -> None:
+        self.environment = describe_environment(device)
+        name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", value) for value in self.environment.values())
+        self.path = cache_folder() / f"convolutions-{name}.json" if on_disk else None
+        self._lock = threading.Lock()
+        self._shipped = _shipped(self.environment["gpu"])
+        self._measured = self._read()
+        self._new: dict[str, Choice] = {}
+
+    def get(self, key: str) -> Choice | None:
+        with self._lock:
+            return self._measured.get(key) or self._shipped.get(key)
+
+    def put(self, key: str, choice: Choice) -> None:
+        with self._lock:
+            self._measured[key] = self._new[key] = choice
+
+    def save(self) -> None:
+        """Write what was put; a folder that cannot be written to costs the next process its time, and is no error."""
+        with self._lock:
+            if self.path is None or not self._new:
+                return
+            merged = {**self._read(), **self._new}
+            document = {"schema": SCHEMA, "environment": self.environment, "choices": {key: asdict(merged[key]) for key in sorted(merged)}}
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.NamedTemporaryFile("w", dir=self.path.parent, prefix=f".{self.path.name}.", delete=False, encoding="utf-8") as file:
+                    json.dump(document, file, indent=1)
+                os.replace(file.name, self.path)
+                self._new.clear()
+            except OSError as error:
+                log.warning("the choices of implementations could not be written to %s: %s", self.path, error)
+
+    def _read(self) -> dict[str, Choice]:
+        if self.path is None or not self.path.exists():
+            return {}
+        try:
+            return parse_choices(json.loads(self.path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s cannot be read and is ignored: %s", self.path, error)
+            return {}
+
+
+def parse_choices(document: Mapping[str, Any]) -> dict[str, Choice]:
+    """What `ChoiceStore.save` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+    if document["schema"] != SCHEMA:
+        raise ValueError(f"its schema is {document['schema']!r}, not {SCHEMA!r}")
+    return {
+        key: Choice(str(entry["implementation"]), tuple(int(number) for number in entry["variant"]), entry["milliseconds"], str(entry["why"]))
+        for key, entry in document["choices"].items()
+    }
+
+
+def cache_folder() -> Path:
+    """`$FASTCNN_CACHE`, or `fastcnn` in the user's cache folder."""
+    if own := os.environ.get("FASTCNN_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fastcnn")
+
+
+def describe_environment(device: torch.device) -> dict[str, str]:
+    """What a measured choice depends on."""
+    import triton
+
+    if device.type != "cuda":
+        return {"gpu": f"none ({platform.machine()})", "torch": torch.__version__, "triton": triton.__version__}
+    return {
+        "gpu": torch.cuda.get_device_name(device),
+        "driver": _driver_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cudnn": str(torch.backends.cudnn.version()),
+    }
+
+
+def _driver_version() -> str:
+    try:
+        found = re.search(r"\b\d+\.\d+(?:\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))
+    except OSError:
+        return "unknown"
+    return found.group() if found else "unknown"
+
+
+@functools.cache
+def _shipped(gpu: str) -> dict[str, Choice]:
+    """The choices that came with the package for this GPU."""
+    found: dict[str, Choice] = {}
+    folder = resources.files("fastcnn.engines.triton").joinpath("shipped")
+    for file in sorted(folder.iterdir(), key=lambda entry: entry.name) if folder.is_dir() else ():
+        document = json.loads(file.read_text(encoding="utf-8"))
+        if document["environment"]["gpu"] == gpu:
+            found |= parse_choices(document)
+    return found

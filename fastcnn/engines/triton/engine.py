@@ -1,0 +1,101 @@
+"""The `triton` engine behind `fastcnn.optimize`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+import torch
+
+from fastcnn.engines.base import Lowered
+from fastcnn.engines.triton.executor import Executor
+from fastcnn.engines.triton.options import TritonOptions
+from fastcnn.engines.triton.steps import build_network, followers
+from fastcnn.graph.ir import CapturedGraph
+from fastcnn.graph.passes import STANDARD_PASSES, run_passes
+from fastcnn.graph.plan import PlanRow, op_name
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_OLDEST = (8, 0)
+
+
+class TritonEngine:
+    """CUDA: NHWC activations in one arena, for each convolution the fastest of our kernels and cuDNN, the whole network as one CUDA graph.
+
+    Args:
+        options: which techniques it may use; all of them by default.
+    """
+
+    name = "triton"
+
+    def __init__(self, options: TritonOptions | None = None) -> None:
+        self.options = options or TritonOptions()
+
+    @property
+    def passes(self) -> Sequence[str]:
+        # A depthwise convolution is what a pool with bias is to a CPU runtime; here it is one launch as it stands.
+        left_out = {"pool_to_depthwise_convolution"} | (set() if self.options.move_pools else {"move_pool_behind_projection"})
+        return tuple(name for name in STANDARD_PASSES if name not in left_out)
+
+    def unavailable(self) -> str | None:
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if _interprets():
+            return None
+        if not torch.cuda.is_available():
+            return "there is no CUDA device"
+        capability = torch.cuda.get_device_capability()
+        return None if capability >= _OLDEST else f"the GPU has compute capability {'.'.join(map(str, capability))}, at least 8.0 is needed"
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if dtype not in _DTYPES:
+            return f"it computes in {', '.join(str(known).removeprefix('torch.') for known in _DTYPES)}, not {str(dtype).removeprefix('torch.')}"
+        if device.type == "cuda" or (device.type == "cpu" and _interprets()):
+            return None
+        return f"it runs on a CUDA device and the model is on {device}: move model and example there with .cuda()"
+
+    def unfit_for_auto(self) -> str | None:
+        return "Triton interprets its kernels in this process, which is for tests" if importlib.util.find_spec("triton") and _interprets() else None
+
+    def lower(self, captured: CapturedGraph, dtype: torch.dtype, artifact: bytes | None = None) -> Lowered:
+        own = [*(["merge_sibling_projections"] if self.options.merge_siblings else []), "fuse_convolution_epilogue"]
+        fused, reports = run_passes(captured, own)
+        # Merging computes in float64.
+        fused.cast_constants(dtype)
+        network = build_network(fused)
+        device = next((tensor.device for tensor in fused.constants().values()), torch.device("cpu"))
+        executor = Executor(network, device, dtype, self.options)
+        return Lowered(executor.run, lambda: _rows(executor, fused.usual_batch), reports, propagates_nan=True, memory=executor.memory)
+
+
+def _interprets() -> bool:
+    from fastcnn.kernels.concat import _concat_relu_kernel
+    from fastcnn.kernels.launching import is_interpreted
+
+    return is_interpreted(_concat_relu_kernel)
+
+
+def _rows(executor: Executor, batch: int) -> tuple[PlanRow, ...]:
+    program = executor.program(batch)
+    is_cuda = executor.device.type == "cuda"
+    times = executor.time_launches(batch) if is_cuda else [None] * len(program.launches)
+    rows: list[PlanRow] = []
+    number = 0
+    for launch, milliseconds in zip(program.launches, times, strict=True):
+        runs = bool(launch.kernel)
+        for step in launch.steps:
+            rows.append(
+                PlanRow(
+                    len(rows),
+                    step.path,
+                    op_name(step.node),
+                    tuple(followers(step)),
+                    step.node.meta["shape"],
+                    launch.kernel or "none",
+                    launch.why,
+                    number if runs else None,
+                    milliseconds if runs else None,
+                )
+            )
+        number += runs
+    return tuple(rows)

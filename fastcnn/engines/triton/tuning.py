@@ -1,0 +1,274 @@
+"""Chooses the fastest of the implementations of a convolution by running them, each first held against the library's answer."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcnn.engines.triton.choices import Choice, ChoiceStore
+from fastcnn.engines.triton.convolutions import BY_NAME, ConvOperands, ConvProblem, ConvWeights, Implementation, implementations
+from fastcnn.engines.triton.options import TritonOptions
+from fastcnn.errors import BackendError
+from fastcnn.kernels.concat import concat_relu
+from fastcnn.kernels.convolution import device_limits
+from fastcnn.kernels.convolution_configs import ConvConfig, rank_configs
+from fastcnn.kernels.convolution_group import GroupedConv, conv2d_group
+
+log = logging.getLogger(__name__)
+
+# A wrong index or a missed tile is wrong by far more than this; rounding to the dtype and another order of sums is not.
+_LARGEST_ERROR = {torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float32: 1e-4}
+_LARGEST_ERROR_TF32 = 5e-3
+
+_RUNS_IN_A_GRAPH, _REPLAYS = 10, 5
+# Configurations of a grouped launch that are timed, in the order of their predicted speed.
+_GROUP_CONFIGS = 3
+
+
+class Chooser:
+    """Chooses for the problems of one network on one device: from the store, by measuring while there is time, by prediction after that."""
+
+    def __init__(self, device: torch.device, options: TritonOptions, store: ChoiceStore) -> None:
+        self.device, self.options, self.store = device, options, store
+        self._candidates = implementations(options.implementations)
+        self._deadline = 0.0
+
+    def start_clock(self) -> None:
+        """From now on `tuning_seconds` may be spent."""
+        self._deadline = time.monotonic() + self.options.tuning_seconds
+
+    def choose(self, problem: ConvProblem, weights: ConvWeights) -> Choice:
+        """The implementation for one convolution.
+
+        Raises:
+            BackendError: none of those that may be used can compute it; names each and its reason.
+        """
+        able = self._able(problem)
+        stored = self.store.get(problem.key)
+        if stored is not None and any(stored.implementation == implementation.name for implementation in able):
+            return stored
+        predicted = Choice(able[0].name, able[0].variants(problem, self.device)[0], None, "predicted, not measured")
+        candidates = [(implementation, variant) for implementation in able for variant in implementation.variants(problem, self.device)]
+        if len(candidates) == 1:
+            return Choice(predicted.implementation, predicted.variant, None, "the only one that can")
+        if not self._can_measure():
+            return predicted
+        return self._measure(problem, weights, candidates) or predicted
+
+    def choose_group(self, problems: Sequence[ConvProblem], weights: Sequence[ConvWeights], alone: float | None) -> Choice | None:
+        """A configuration for one launch of several convolutions, or None where they are faster one by one, in `alone` milliseconds together."""
+        if self.options.grouped == "never" or "triton" not in self.options.implementations:
+            return None
+        key = "group: " + " | ".join(problem.key for problem in problems)
+        stored = self.store.get(key)
+        if self.options.grouped == "measured":
+            if stored is not None:
+                return stored if stored.variant else None
+            if alone is None or not self._can_measure():
+                return None
+        capability, multiprocessors = device_limits(self.device)
+        sizes = [problem.gemm for problem in problems]
+        configs = rank_configs(sizes, problems[0].dtype, problems[0].precision, capability, multiprocessors)[:_GROUP_CONFIGS]
+        if not self._can_measure():
+            return Choice("triton_group", tuple(configs[0].encode()), None, "asked for")
+        operands = [make_operands(problem, self.device) for problem in problems]
+        weights = [ConvWeights(weight.step) for weight in weights]
+        timed = []
+        for config in configs:
+            run = bind_group(problems, weights, operands, config)
+            milliseconds = self._time(run, f"group with {config}")
+            if milliseconds is not None:
+                timed.append((milliseconds, tuple(config.encode())))
+        if not timed:
+            return None
+        best, variant = min(timed)
+        if alone is not None and best >= alone and self.options.grouped == "measured":
+            self.store.put(key, Choice("triton_group", (), best, f"{best / alone:.2f}× the time of {len(problems)} launches"))
+            return None
+        choice = Choice("triton_group", variant, best, "" if alone is None else f"{alone / best:.2f}× as fast as {len(problems)} launches")
+        self.store.put(key, choice)
+        return choice
+
+    def _able(self, problem: ConvProblem) -> list[Implementation]:
+        reasons = {implementation.name: implementation.why_not(problem, self.device) for implementation in self._candidates}
+        able = [implementation for implementation in self._candidates if reasons[implementation.name] is None]
+        if not able:
+            raise BackendError(f"backend 'triton' has no implementation for {problem.key}: " + "; ".join(f"{n}: {why}" for n, why in reasons.items()))
+        return able
+
+    def _has_time(self) -> bool:
+        return time.monotonic() < self._deadline
+
+    def _can_measure(self) -> bool:
+        return self.device.type == "cuda" and self._has_time()
+
+    def _measure(self, problem: ConvProblem, weights: ConvWeights, candidates: list[tuple[Implementation, tuple[int, ...]]]) -> Choice | None:
+        # Forms that lose are dropped with this; graphs that were captured before hold on to the others.
+        weights = ConvWeights(weights.step)
+        operands = make_operands(problem, self.device)
+        expected = reference(problem, weights, operands)
+        timed: list[tuple[float, str, tuple[int, ...]]] = []
+        # Each implementation's best guess before anyone's second: what is left undone when time is over matters least.
+        ranked = sorted(candidates, key=lambda item: BY_NAME[item[0].name].variants(problem, self.device).index(item[1]))
+        for implementation, variant in ranked:
+            if timed and not self._has_time():
+                break
+            what = f"{implementation.label(problem, variant)} on {problem.key}"
+            try:
+                reason = check_candidate(implementation, problem, variant, weights, operands, expected)
+            except Exception as error:
+                log.debug("%s does not run: %s", what, error)
+                continue
+            if reason:
+                log.warning("%s is left out: %s", what, reason)
+                continue
+            milliseconds = self._time(lambda i=implementation, v=variant: place_result(i, problem, v, weights, operands), what)  # type: ignore[misc]
+            if milliseconds is not None:
+                timed.append((milliseconds, implementation.name, variant))
+        if not timed:
+            return None
+        timed.sort()
+        others = {name: milliseconds for milliseconds, name, _ in reversed(timed) if name != timed[0][1]}
+        why = f"fastest of {len(timed)}" + "".join(f"; {name} {time_ / timed[0][0]:.2f}× its time" for name, time_ in others.items())
+        choice = Choice(timed[0][1], timed[0][2], timed[0][0], why)
+        self.store.put(problem.key, choice)
+        return choice
+
+    def _time(self, run: Callable[[], object], what: str) -> float | None:
+        try:
+            return device_milliseconds(run, self.device)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
+            log.debug("%s could not be timed: %s", what, error)
+            return None
+
+
+def device_milliseconds(run: Callable[[], object], device: torch.device) -> float:
+    """Median time of one run on the GPU, without the launch: replays of a CUDA graph of several runs, timed with events."""
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(_RUNS_IN_A_GRAPH):
+                run()
+        graph.replay()
+        samples = []
+        for _ in range(_REPLAYS):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            samples.append(start.elapsed_time(end) / _RUNS_IN_A_GRAPH)
+        return statistics.median(samples)
+
+
+def make_operands(problem: ConvProblem, device: torch.device, seed: int = 0) -> ConvOperands:
+    """Random input, residual and destinations with the pitches of the problem."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def picture(channels: int, size: tuple[int, int], pitch: int, *, random: bool) -> Tensor:
+        shape = (problem.batch, *size, pitch)
+        memory = torch.randn(shape, generator=generator, device=device) if random else torch.zeros(shape, device=device)
+        return memory.to(problem.dtype).permute(0, 3, 1, 2)[:, :channels]
+
+    x = picture(problem.in_channels, (problem.height, problem.width), problem.in_pitch, random=True)
+    residual = picture(problem.out_channels, problem.out_size, problem.out_channels, random=True) if problem.residual else None
+    destinations = tuple(
+        picture(channels, problem.out_size, pitch, random=False) for channels, pitch in zip(problem.pieces, problem.out_pitches, strict=True)
+    )
+    return ConvOperands(x if problem.input_channels_last else x.contiguous(), residual, destinations)
+
+
+def reference(problem: ConvProblem, weights: ConvWeights, operands: ConvOperands) -> Tensor:
+    """The answer by PyTorch's own operations in float32: [N, K, P, Q]."""
+    bias = None if weights.bias is None else weights.bias.float()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        y = F.conv2d(operands.x.float(), weights.step.weight.float(), bias, problem.stride, problem.padding, problem.dilation, problem.groups)
+    if operands.residual is not None:
+        y += operands.residual.float()
+    return F.relu(y) if problem.relu else y
+
+
+def check_candidate(
+    implementation: Implementation,
+    problem: ConvProblem,
+    variant: Sequence[int],
+    weights: ConvWeights,
+    operands: ConvOperands,
+    expected: Tensor,
+) -> str | None:
+    """Why a candidate does not compute the convolution, or None: its error on random numbers, and whether NaN comes out where it must."""
+    place_result(implementation, problem, variant, weights, operands, everything=True)
+    y = torch.cat(operands.destinations, dim=1).float()
+    error = float((y - expected).norm() / expected.norm().clamp_min(1e-30))
+    bound = _LARGEST_ERROR_TF32 if problem.tf32 else _LARGEST_ERROR[problem.dtype]
+    if not error <= bound:
+        return f"relative error {error:.2g}, more than {bound:.2g}"
+    first = operands.x[:1, :, :1, :1].clone()
+    operands.x[:1, :, :1, :1] = torch.nan
+    place_result(implementation, problem, variant, weights, operands, everything=True)
+    operands.x[:1, :, :1, :1] = first
+    touched = torch.zeros(problem.batch, 1, problem.height, problem.width, device=operands.x.device)
+    touched[:1, :, :1, :1] = 1
+    window = torch.ones(1, 1, *problem.kernel, device=operands.x.device)
+    reached = F.conv2d(touched, window, None, problem.stride, problem.padding, problem.dilation) > 0
+    kept = torch.cat(operands.destinations, dim=1).isnan()
+    return None if bool(kept[reached.expand_as(kept)].all()) else "it loses NaN"
+
+
+def place_result(
+    implementation: Implementation,
+    problem: ConvProblem,
+    variant: Sequence[int],
+    weights: ConvWeights,
+    operands: ConvOperands,
+    *,
+    everything: bool = False,
+) -> None:
+    """Run a candidate and copy what the network would copy, so that it is part of the price; `everything` copies all of it to the destinations."""
+    y = implementation.run(problem, variant, weights, operands)
+    if y is None:
+        return
+    start = 0
+    for index, destination in enumerate(operands.destinations):
+        part = y[:, start : start + destination.shape[1]]
+        start += destination.shape[1]
+        if problem.bare:
+            concat_relu([part], [weights.bias], problem.relu, out=destination)
+        elif everything or (problem.concats and problem.concats[index]):
+            concat_relu([part], None, False, out=destination)
+
+
+def bind_group(
+    problems: Sequence[ConvProblem], weights: Sequence[ConvWeights], operands: Sequence[ConvOperands], config: ConvConfig
+) -> Callable[[], object]:
+    """One launch of all of them; a convolution of several pieces is one member for each piece."""
+    members = group_members(problems, weights, operands)
+    return lambda: conv2d_group(members, config, problems[0].precision)
+
+
+def group_members(problems: Sequence[ConvProblem], weights: Sequence[ConvWeights], operands: Sequence[ConvOperands]) -> list[GroupedConv]:
+    """The members of a grouped launch, in order."""
+    members = []
+    for problem, weight, operand in zip(problems, weights, operands, strict=True):
+        start = 0
+        for destination in operand.destinations:
+            stop = start + destination.shape[1]
+            bias = None if weight.bias is None else weight.bias[start:stop]
+            residual = None if operand.residual is None else operand.residual[:, start:stop]
+            geometry = (problem.stride, problem.padding, problem.dilation)
+            members.append(GroupedConv(operand.x, weight.packed[start:stop], bias, *geometry, residual, problem.relu, destination))
+            start = stop
+    return members

@@ -1,0 +1,112 @@
+"""The choices on disk."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastcnn.engines.triton import choices
+from fastcnn.engines.triton.choices import Choice, ChoiceStore, parse_choices
+
+CPU = torch.device("cpu")
+FAST = Choice("triton", (64, 64, 32, 4, 3, 0, 2), 0.012, "fastest of 9")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_what_one_process_measured_the_next_one_knows(cache):
+    store = ChoiceStore(CPU)
+    store.put("a", FAST)
+    store.save()
+
+    assert ChoiceStore(CPU).get("a") == FAST
+    assert ChoiceStore(CPU).get("b") is None
+    assert [path.name.startswith("convolutions-") for path in cache.iterdir()] == [True]
+
+
+def test_processes_keep_each_others_choices():
+    one, other = ChoiceStore(CPU), ChoiceStore(CPU)
+    one.put("a", FAST)
+    other.put("b", FAST)
+    one.save()
+    other.save()
+
+    assert ChoiceStore(CPU).get("a") == ChoiceStore(CPU).get("b") == FAST
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "other", "choices": {}}', '{"schema": "fastcnn-choices/1", "choices": {"a": {}}}'])
+def test_a_damaged_file_is_ignored_and_replaced(text, cache, caplog):
+    path = ChoiceStore(CPU).path
+    assert path is not None
+    cache.mkdir()
+    path.write_text(text, encoding="utf-8")
+    store = ChoiceStore(CPU)
+
+    assert store.get("a") is None
+    assert "cannot be read and is ignored" in caplog.text
+    store.put("a", FAST)
+    store.save()
+    assert ChoiceStore(CPU).get("a") == FAST
+
+
+def test_a_cache_that_cannot_be_written_is_said_once_and_no_error(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "file"))
+    store = ChoiceStore(CPU)
+    store.put("a", FAST)
+    store.save()
+
+    assert store.get("a") == FAST
+    assert "could not be written" in caplog.text
+
+
+def test_without_a_disk(cache):
+    store = ChoiceStore(CPU, on_disk=False)
+    store.put("a", FAST)
+    store.save()
+
+    assert store.get("a") == FAST
+    assert not cache.exists()
+
+
+def test_measured_comes_before_shipped(monkeypatch):
+    monkeypatch.setattr(choices, "_shipped", lambda gpu: {"a": FAST, "b": FAST})
+    store = ChoiceStore(CPU)
+    own = Choice("library", (0,), 0.01, "fastest of 2")
+    store.put("a", own)
+
+    assert store.get("a") == own
+    assert store.get("b") == FAST
+
+
+def test_shipped_files_can_be_read():
+    folder = Path(choices.__file__).parent / "shipped"
+    for path in folder.glob("*.json"):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        assert parse_choices(document), path
+        assert document["environment"]["gpu"]
+    assert choices._shipped("no such GPU") == {}
+
+
+def test_threads_save_at_once():
+    store = ChoiceStore(CPU)
+
+    def work(index: int) -> None:
+        store.put(str(index), FAST)
+        store.save()
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert all(ChoiceStore(CPU).get(str(index)) == FAST for index in range(8))

@@ -1,0 +1,136 @@
+"""What the executor does around CUDA graphs: sizes, the shared arena, eviction, and running out of memory. The graphs here run the launches again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from graph_support import images, net
+from torch import nn
+
+from fastcnn.engines.triton import executor as executor_module
+from fastcnn.engines.triton.engine import TritonEngine
+from fastcnn.engines.triton.executor import Executor
+from fastcnn.engines.triton.options import TritonOptions
+from fastcnn.errors import DeviceMemoryError
+from fastcnn.optimization import Builder
+from fastcnn.optimized_module import OptimizedModule
+
+
+class FakeGraph:
+    """Replays by running the program on the same memory."""
+
+    def __init__(self, executor: Executor, ready: executor_module._Ready) -> None:
+        self.executor, self.ready = executor, ready
+
+    def replay(self) -> None:
+        def one_by_one(calls):
+            for call in calls:
+                call()
+
+        self.ready.outputs = self.ready.program.run(self.ready.values, self.ready.input, one_by_one)
+
+
+@pytest.fixture
+def captured(monkeypatch) -> list[int]:
+    """The sizes that were captured so far."""
+    sizes: list[int] = []
+
+    def capture(self: Executor, ready: executor_module._Ready) -> None:
+        sizes.append(ready.program.batch)
+        ready.input = torch.full((ready.program.batch, *self._network.captured.input_shape[1:]), torch.nan)
+        ready.graph = FakeGraph(self, ready)
+        ready.outputs = []
+
+    def replay(self: Executor, ready: executor_module._Ready, x: torch.Tensor) -> list[torch.Tensor]:
+        ready.input[: x.shape[0]].copy_(x)
+        ready.graph.replay()
+        return ready.outputs
+
+    init = Executor.__init__
+
+    def with_graphs(self: Executor, *arguments: object) -> None:
+        init(self, *arguments)
+        self._uses_graph = True
+
+    monkeypatch.setattr(Executor, "__init__", with_graphs)
+    monkeypatch.setattr(Executor, "_capture", capture)
+    monkeypatch.setattr(Executor, "_replay", replay)
+    return sizes
+
+
+def make(batch: int = 3) -> tuple[OptimizedModule, nn.Module, Executor]:
+    model = net(lambda s, x: s.b(F.max_pool2d(F.relu(s.a(x)), 2, 1)).mean((2, 3)), a=nn.Conv2d(3, 64, 3), b=nn.Conv2d(64, 5, 1))
+    fast = Builder(model, images(batch, 3, 5, 5), check=False).build(TritonEngine(TritonOptions(use_cache=False, implementations=("library",))))
+    return fast, model, fast.lowered.run.__self__
+
+
+def test_a_batch_runs_in_the_next_larger_graph(captured):
+    fast, model, _ = make(batch=3)
+    for batch in (3, 2, 1, 5, 7, 8, 3, 65, 129):
+        torch.testing.assert_close(fast(images(batch, 3, 5, 5)), model(images(batch, 3, 5, 5)))
+
+    assert list(dict.fromkeys(captured)) == [3, 2, 1, 8, 128, 192]
+
+
+def test_a_model_that_mixes_pictures_gets_a_graph_for_each_batch(captured):
+    model = net(lambda s, x: s.a(x) - s.a(x).mean(0, keepdim=True), a=nn.Conv2d(3, 4, 1))
+    fast = Builder(model, images(3, 3, 5, 5), check=False).build(TritonEngine(TritonOptions(use_cache=False, implementations=("library",))))
+    for batch in (3, 2, 5):
+        torch.testing.assert_close(fast(images(batch, 3, 5, 5)), model(images(batch, 3, 5, 5)))
+
+    assert captured == [3, 2, 5]
+
+
+def test_all_sizes_share_the_arena_of_the_largest(captured):
+    fast, _, executor = make()
+    fast(images(8, 3, 5, 5))
+    large = executor.memory()["arena"]
+    fast(images(1, 3, 5, 5))
+    assert executor.memory()["arena"] == large
+
+    fast(images(32, 3, 5, 5))
+    assert executor.memory()["arena"] > large
+    fast(images(8, 3, 5, 5))  # bound to the old memory before, so captured again
+    assert captured == [8, 1, 32, 8]
+
+
+def test_programs_that_are_not_used_make_room(captured, monkeypatch):
+    monkeypatch.setattr(executor_module, "_MOST_PROGRAMS", 2)
+    fast, model, executor = make()
+    for batch in (1, 2, 1, 4, 1):
+        fast(images(batch, 3, 5, 5))
+
+    assert sorted(executor._programs) == [1, 4]
+    torch.testing.assert_close(fast(images(2, 3, 5, 5)), model(images(2, 3, 5, 5)))
+
+
+def test_out_of_memory_is_said_and_smaller_batches_still_run(captured, monkeypatch):
+    fast, model, executor = make()
+    fast(images(4, 3, 5, 5))
+    make_room = Executor._make_room
+
+    def limited(self: Executor, size: int) -> None:
+        if size > 40_000:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        make_room(self, size)
+
+    monkeypatch.setattr(Executor, "_make_room", limited)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**34))
+
+    message = r"out of GPU memory at a batch of 64: its activations take 0\.00 GiB, 1\.00 of 16\.00 GiB are free; give smaller batches \(CUDA out"
+    with pytest.raises(DeviceMemoryError, match=message):
+        fast(images(64, 3, 5, 5))
+    assert executor._ready == {}
+    torch.testing.assert_close(fast(images(4, 3, 5, 5)), model(images(4, 3, 5, 5)))
+
+
+def test_an_interrupt_while_a_program_is_made_leaves_the_module_usable(captured, monkeypatch):
+    fast, model, _ = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(executor_module.Program, "__init__", lambda self, *arguments: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            fast(images(2, 3, 5, 5))
+
+    torch.testing.assert_close(fast(images(2, 3, 5, 5)), model(images(2, 3, 5, 5)))
