@@ -11,7 +11,7 @@ PYTHON ?= python3 python3.13 python3.12 python3.11
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: help demo test lint typecheck pytest format clean
+.PHONY: help demo test lint typecheck pytest format readme clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
@@ -40,6 +40,9 @@ typecheck: $(INSTALLED) ## mypy on the package as a wheel installs it
 # One thread for each test process: more of them would only take the cores from each other.
 pytest: $(INSTALLED) ## The tests, without those that need a GPU
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal --benchmark-disable -m "not cuda" $(PYTEST_ARGS)
+
+readme: $(INSTALLED) ## Make the README's results and pictures from the stored result that it names
+	$(PY) -m fastcnn.bench.readme --write
 
 clean: ## Remove what builds and tests left; exported models and .venv stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks

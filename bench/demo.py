@@ -1,4 +1,7 @@
-"""`python -m fastcnn.bench.demo`: a model becomes an ONNX file that is proven equal to it, and is timed beside eager PyTorch."""
+"""`python -m fastcnn.bench.demo`: a model becomes an ONNX file that is proven equal to it, and is timed beside eager PyTorch.
+
+Another, trained on MNIST, becomes one that reads the handwritten digits that this package holds.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,19 @@ from rich.console import Console
 from torch import Tensor
 
 from fastcnn.bench.measure import Settings, measure_group
-from fastcnn.bench.peers import Eager, Fastcnn, Peer, Prepared, Subject, onnxruntime_runner
+from fastcnn.bench.peer import Peer, Prepared
+from fastcnn.bench.peers_fastcnn import Fastcnn
+from fastcnn.bench.peers_runtimes import onnxruntime_runner
+from fastcnn.bench.peers_torch import Eager
 from fastcnn.bench.report import print_group
+from fastcnn.bench.subject import Subject
+from fastcnn.data.samples import digit_files
 from fastcnn.errors import FastcnnError, ParityError
 from fastcnn.export import export_onnx, verify_file
-from fastcnn.models.registry import create_model, model_spec
+from fastcnn.models import create_model, model_spec
+from fastcnn.prediction.pictures import open_picture
+from fastcnn.prediction.predictor import load_predictor
+from fastcnn.prediction.run import Answer, predict
 
 
 class ExportedFile(Peer):
@@ -86,6 +97,30 @@ def run_demo(name: str, path: Path, rounds: int) -> None:
     failed = [f"{row.name}: {row.reason}" for row in group.rows if row.status == "failed"]
     if failed:
         raise ParityError("; ".join(failed))
+    read_digits(path.with_name("digits.onnx"), console)
+
+
+def read_digits(path: Path, console: Console) -> None:
+    """Exports `inception_mnist` with the weights that ship, and reads ten digits of MNIST's test set with the file alone.
+
+    Raises what these steps raise, and ParityError if a digit is misread.
+    """
+    name, weights = "inception_mnist", "mnist"
+    console.print(f"4  {name}, weights {weights} → {path}, which reads handwriting", style="bold", markup=False, soft_wrap=True)
+    model, digits = create_model(name, weights), digit_files()
+    example = torch.stack([model_spec(name).preprocessing(open_picture(str(file))) for file in digits])
+    with contextlib.redirect_stdout(sys.stderr):
+        report = export_onnx(model, path, example, force=True)
+    console.print(f"   {report.parity.summary()}", markup=False, soft_wrap=True)
+    misread = []
+    for (file, digit), answer in zip(digits.items(), predict(load_predictor(path), list(map(str, digits))), strict=True):
+        read = answer.top[0].label if isinstance(answer, Answer) else "nothing"
+        if read != str(digit):
+            misread.append(file.name)
+        sure = f"{answer.top[0].probability:.1%}" if isinstance(answer, Answer) else answer.reason
+        console.print(f"   {file.name}  shows {digit}, read as {read} ({sure})", markup=False, soft_wrap=True)
+    if misread:
+        raise ParityError(f"{path} misreads {', '.join(misread)}")
 
 
 if __name__ == "__main__":

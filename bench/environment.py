@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, processor, threads and commit, so that a row explains itself later."""
+"""Where a result comes from: versions, processor, device, threads and commit, so that a row explains itself later."""
 
 from __future__ import annotations
 
@@ -22,14 +22,31 @@ _DISTRIBUTIONS = {
     "onnxscript": ("onnxscript",),
     "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
     "openvino": ("openvino",),
+    "triton": ("triton", "pytorch-triton", "triton-windows"),
+    "tensorrt": ("tensorrt",),
     "numpy": ("numpy",),
 }
 
-# They change how many threads a runtime starts or how long these spin.
-_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_AFFINITY", "LD_PRELOAD")
+# They change how many threads a runtime starts or how long these spin, or which kernels a GPU gets.
+_VARIABLES = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_AFFINITY", "LD_PRELOAD"),
+    *("CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "CUDA_MODULE_LOADING", "NVIDIA_TF32_OVERRIDE", "TORCHINDUCTOR_FREEZING"),
+)
+
+# nvidia-smi's name → ours; see `nvidia-smi --help-query-gpu`.
+_SENSORS = {
+    "driver_version": "driver",
+    "clocks.current.sm": "sm_mhz",
+    "clocks.current.memory": "memory_mhz",
+    "clocks.max.sm": "max_sm_mhz",
+    "clocks.max.memory": "max_memory_mhz",
+    "power.limit": "power_limit_watts",
+    "power.draw": "power_watts",
+    "temperature.gpu": "temperature_celsius",
+}
 
 
-def environment() -> dict[str, Any]:
+def environment(device: str = "cpu") -> dict[str, Any]:
     """Plain data for JSON. `load_average` is over the last minute before the run: on a busy machine figures mean little."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -41,6 +58,7 @@ def environment() -> dict[str, Any]:
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "isa": torch.backends.cpu.get_cpu_capability(),
         },
+        "gpu": gpu() if device == "cuda" else None,
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
@@ -55,6 +73,44 @@ def cpu_model() -> str:
             if key.strip() == "model name":
                 return value.strip()
     return platform.processor() or platform.machine()
+
+
+def gpu() -> dict[str, Any]:
+    """PyTorch's current CUDA device, and its state at this moment as far as nvidia-smi tells it; nothing is set."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    sensors = _sensors(f"GPU-{properties.uuid}")
+    clocks = ("sm_mhz", "memory_mhz", "max_sm_mhz", "max_memory_mhz")
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": properties.L2_cache_size,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "clocks": {name: sensors[name] for name in clocks},
+        **{name: value for name, value in sensors.items() if name not in clocks},
+    }
+
+
+def _sensors(uuid: str) -> dict[str, str | float | None]:
+    """By their names in a result; None for what nvidia-smi does not tell, or where there is none."""
+    query = ["nvidia-smi", f"--id={uuid}", f"--query-gpu={','.join(_SENSORS)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return dict.fromkeys(_SENSORS.values())
+    cells = [cell.strip() for cell in done.stdout.strip().split(",")]
+    if len(cells) != len(_SENSORS):
+        return dict.fromkeys(_SENSORS.values())
+    return {name: cell if name == "driver" else _number(cell) for name, cell in zip(_SENSORS.values(), cells, strict=True)}
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:  # "[N/A]"
+        return None
 
 
 def _versions() -> dict[str, str | None]:

@@ -24,14 +24,14 @@ class Summary:
 
     Attributes:
         count: how many samples. With fewer than 100 of them p99 is an interpolation towards the slowest one.
-        median, p10, p90, p99: percentiles, linearly interpolated; the median is the p50.
+        p10, p50, p90, p99: percentiles, linearly interpolated; the p50 is the median.
         mad: median absolute deviation from the median, times 1.4826 so that it reads as a standard deviation.
         fastest: the smallest sample.
     """
 
     count: int
-    median: float
     p10: float
+    p50: float
     p90: float
     p99: float
     mad: float
@@ -57,9 +57,9 @@ def summarize(samples: Sequence[float]) -> Summary:
     if not len(samples):
         raise ValueError("there are no samples to summarize")
     values = np.asarray(samples, dtype=np.float64)
-    p10, median, p90, p99 = (float(value) for value in np.percentile(values, (10, 50, 90, 99)))
-    mad = _MAD_TO_SIGMA * float(np.median(np.abs(values - median)))
-    return Summary(len(values), median, p10, p90, p99, mad, float(values.min()))
+    p10, p50, p90, p99 = (float(value) for value in np.percentile(values, (10, 50, 90, 99)))
+    mad = _MAD_TO_SIGMA * float(np.median(np.abs(values - p50)))
+    return Summary(len(values), p10, p50, p90, p99, mad, float(values.min()))
 
 
 def speed_ratio(row: Rounds, baseline: Rounds, name: str, *, confidence: float = 0.95, resamples: int = 4000, seed: int = 0) -> Ratio:
@@ -86,6 +86,47 @@ def speed_ratio(row: Rounds, baseline: Rounds, name: str, *, confidence: float =
     tail = _expanded_tail((1 - confidence) / 2, rounds)
     low, high = (float(bound) for bound in np.quantile(ratios, (tail, 1 - tail)))
     return Ratio(name, value, low, high, confidence)
+
+
+def speed_change(
+    before: Rounds,
+    after: Rounds,
+    name: str,
+    *,
+    reference: tuple[Rounds, Rounds] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> Ratio:
+    """How many times as fast a row is in one run as in an earlier one, whose rounds have nothing to do with each other.
+
+    Args:
+        before, after: the row's rounds in the earlier and in the later run.
+        name: what to call the earlier run.
+        reference: another row's rounds in both runs; the row's speed is then taken relative to it, which cancels a machine that was
+            slower as a whole. Rounds that only one of the two rows has are left out.
+
+    As `speed_ratio`, but the two runs are resampled apart, and the interval is as wide as the shorter run asks for.
+    """
+    rng = np.random.default_rng(seed)
+    references = reference or (None, None)
+    (was, were), (now, are) = (_relative_speeds(row, by, resamples, rng) for row, by in zip((before, after), references, strict=True))
+    rounds = min(len(side) if by is None else min(len(side), len(by)) for side, by in zip((before, after), references, strict=True))
+    if rounds < FEWEST_ROUNDS:
+        return Ratio(name, now / was, None, None, confidence)
+    tail = _expanded_tail((1 - confidence) / 2, rounds)
+    low, high = (float(bound) for bound in np.quantile(are / were, (tail, 1 - tail)))
+    return Ratio(name, now / was, low, high, confidence)
+
+
+def _relative_speeds(row: Rounds, reference: Rounds | None, resamples: int, rng: np.random.Generator) -> tuple[float, np.ndarray]:
+    """The speed of a row, 1/s or relative to the reference's, as measured and resampled."""
+    rounds = len(row) if reference is None else min(len(row), len(reference))
+    times = np.asarray(row[:rounds], dtype=np.float64)
+    by = np.ones((rounds, 1)) if reference is None else np.asarray(reference[:rounds], dtype=np.float64)
+    drawn = rng.integers(rounds, size=(resamples, rounds))
+    resampled = np.median(by[drawn].reshape(resamples, -1), axis=1) / np.median(times[drawn].reshape(resamples, -1), axis=1)
+    return float(np.median(by) / np.median(times)), resampled
 
 
 def _expanded_tail(tail: float, count: int) -> float:

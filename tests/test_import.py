@@ -47,3 +47,21 @@ def test_unknown_name():
 
 def test_backends_are_known_without_loading_them():
     assert _run("from fastcnn.engines import BACKENDS; import sys; print(BACKENDS[0], 'torch' in sys.modules)") == "torch False"
+
+
+def test_without_triton():
+    """As on macOS and Windows: the engine says what is missing, and the others run."""
+    code = """
+import sys, importlib.util
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "triton": raise ModuleNotFoundError("No module named 'triton'", name="triton")
+sys.meta_path.insert(0, Absent())
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "triton" else find_spec(name, package)
+import torch, fastcnn
+from fastcnn.engines import available_backends
+model = torch.nn.Conv2d(3, 4, 3).eval()
+print(available_backends()["triton"], fastcnn.optimize(model, torch.rand(1, 3, 8, 8), backend="torch").backend)
+"""
+    assert _run(code) == "triton is not installed torch"

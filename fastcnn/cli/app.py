@@ -25,11 +25,14 @@ from typer.core import TyperGroup
 
 from fastcnn import __version__
 from fastcnn.cli import output
-from fastcnn.cli.bench import bench
+from fastcnn.cli.bench_results import commands as bench_commands
 from fastcnn.cli.env import env
+from fastcnn.cli.evaluate import evaluate
 from fastcnn.cli.export import export
 from fastcnn.cli.info import info
 from fastcnn.cli.list_models import list_models
+from fastcnn.cli.predict import predict
+from fastcnn.cli.train import train
 from fastcnn.cli.verify import verify
 from fastcnn.errors import FastcnnError, ParityError
 
@@ -145,6 +148,9 @@ def root(
 app.command("list", short_help="List the models.")(list_models)
 app.command("info", short_help="Show a model's layers, and what is fused.")(info)
 app.command("export", short_help="Write a model to a file and check the file.")(export)
+app.command("predict", short_help="Say what is on pictures.")(predict)
 app.command("verify", short_help="Check an exported file again.")(verify)
-app.command("bench", short_help="Time models beside other runtimes.")(bench)
+app.add_typer(bench_commands, name="bench", short_help="Time models beside other runtimes.")
+app.command("train", short_help="Train a model on a dataset.")(train)
+app.command("evaluate", short_help="Count right answers on a dataset.")(evaluate)
 app.command("env", short_help="Show versions, devices and runtimes.")(env)

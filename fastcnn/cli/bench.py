@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastcnn.bench.precision import Precision
 from fastcnn.cli import output
 from fastcnn.cli.options import complete_model
 from fastcnn.errors import RequestError
@@ -42,12 +43,23 @@ def bench(
     baseline: Annotated[
         str, typer.Option(metavar="NAME", help="The row that speeds refer to; best-peer is the fastest that is not fastcnn's.")
     ] = "best-peer",
+    precision: Annotated[
+        Precision, typer.Option(help="What every row computes in; its error is held against float64 by the rule of that precision.")
+    ] = Precision.fp32,
     rounds: Annotated[int, typer.Option(metavar="N", help="Visits to each row, of 2 to 5 timed runs each, in an order drawn anew every round.")] = 10,
     threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads of every runtime alike.  [default: PyTorch's own count]")] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the input and of the order of the rows.")] = 0,
+    cold_start: Annotated[
+        bool, typer.Option("--cold-start", help="Also start each timed row in a fresh process, for its first answer and its memory.")
+    ] = False,
+    roofline: Annotated[
+        bool, typer.Option("--roofline", help="Also measure this machine's bandwidth and matrix rate, and how near each step of the plan comes.")
+    ] = False,
+    ladder: Annotated[bool, typer.Option("--ladder", help="Also show what each technique adds to those before it.")] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write everything, all samples included; - is stdout.")
     ] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with plots; it needs no network.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing FILE.")] = False,
 ) -> None:
     """Time a model here in every runtime that can run it, each first checked against the reference. Ctrl-C keeps what is finished."""
@@ -57,7 +69,11 @@ def bench(
         raise RequestError("--peers names no row; leave it out for all of them")
     to_stdout = json_file == Path("-")
     if json_file is not None and not to_stdout:
-        check_json_file(json_file, force)
+        check_file(json_file, force, "--json")
+    if html_file is not None:
+        check_file(html_file, force, "--html")
+        if json_file is not None and json_file.absolute() == html_file.absolute():
+            raise RequestError(f"--json and --html both name {html_file}: give them two files")
     # Registry first: it knows every name without importing torch.
     from fastcnn.models.registry import model_spec
 
@@ -68,13 +84,14 @@ def bench(
     from fastcnn.bench.measure import Settings
     from fastcnn.bench.peers import select_peers
     from fastcnn.bench.report import print_report, to_json, write_json
-    from fastcnn.bench.run import benchmark
+    from fastcnn.bench.run import Extras, benchmark
 
-    rows = select_peers(chosen)
+    rows = select_peers(chosen, device.value)
     count = torch.get_num_threads() if threads is None else threads
     settings = Settings(threads=count, rounds=rounds, seed=seed, baseline=baseline)
     with contextlib.redirect_stdout(sys.stderr):  # exporters like to talk
-        report = benchmark(names, batch_sizes, rows, settings, device=device.value, progress_of=_progress)
+        extras = Extras(cold_start, roofline, ladder)
+        report = benchmark(names, batch_sizes, rows, settings, device=device.value, precision=precision, extras=extras, progress_of=_progress)
     if to_stdout:
         print(to_json(report))
     else:
@@ -82,15 +99,20 @@ def bench(
     if json_file is not None and not to_stdout:
         write_json(report, json_file)
         output.note(f"everything measured is in {json_file}")
+    if html_file is not None:
+        from fastcnn.bench.page import write_page
+
+        write_page(report, html_file)
+        output.note(f"the page is {html_file}")
     _leave(report)
 
 
-def check_json_file(path: Path, force: bool) -> None:
+def check_file(path: Path, force: bool, option: str) -> None:
     """Finds out before the long run. Raises RequestError if the file exists and `force` is not given, or its folder is missing."""
     if path.is_dir():
-        raise RequestError(f"{path} is a folder: give --json the name of a file")
+        raise RequestError(f"{path} is a folder: give {option} the name of a file")
     if path.exists() and not force:
-        raise RequestError(f"{path} exists: give --force to overwrite it, or --json another name")
+        raise RequestError(f"{path} exists: give --force to overwrite it, or {option} another name")
     if not path.parent.is_dir():
         raise RequestError(f"{path} cannot be written: there is no folder {path.parent}")
 

@@ -92,7 +92,8 @@ class Plan:
     def __str__(self) -> str:
         header: tuple[str, ...] = ("step", "name", "op", "folded", "output", "kernel")
         timed = any(row.milliseconds is not None for row in self.rows)
-        table = [header + (("µs", "of roofline") if timed else ())]
+        header += ("µs", "of roofline") if timed else ()
+        table = [header]
         for row in self.rows:
             size = "×".join("N" if size is None else str(size) for size in row.output_shape)
             cells: tuple[str, ...] = (str(row.step), row.name, row.op, " + ".join(row.folded), size, row.kernel)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.bench.measure import Settings
-from fastcnn.bench.peers import Peer, Prepared, Subject
+from fastcnn.bench.peer import Peer, Prepared
+from fastcnn.bench.subject import Subject
 
 INPUT_SHAPE = (2, 3, 8, 8)
 
@@ -50,8 +51,9 @@ class FakePeer(Peer):
         wrong: Callable[[Tensor], Tensor] | None = None,
         absent: str | None = None,
         before_run: Callable[[int], None] | None = None,
+        devices: tuple[str, ...] = ("cpu",),
     ) -> None:
-        self.name, self.ours = name, ours  # type: ignore[misc]
+        self.name, self.ours, self.devices = name, ours, devices  # type: ignore[misc]
         self.clock, self.delay, self.wrong, self.absent, self.before_run = clock, delay, wrong, absent, before_run
         self.runs = 0
         self.released = 0

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from fastcnn.bench.peers import PEERS, Eager, EagerChannelsLast, Peer, Prepared, Subject
+from fastcnn.bench.peer import Peer, Prepared
+from fastcnn.bench.peers import PEERS
+from fastcnn.bench.peers_torch import Eager, EagerChannelsLast
+from fastcnn.bench.subject import Subject
 
 Command = Callable[..., Result]
 
@@ -116,13 +119,23 @@ def test_cuda_without_a_gpu_ends_with_2_and_one_line(bench: Command, monkeypatch
     assert not result.stdout
 
 
-def test_cuda_with_a_gpu_says_that_no_row_supports_it_yet(bench: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "cuda", "--peers", "openvino"], "no row can run on cuda: openvino: measured on cpu only"),
+        (["--device", "cuda", "--peers", "onnxruntime_tensorrt"], "no row can run on cuda: onnxruntime_tensorrt: measured in tf32, fp16, bf16 only"),
+        (["--precision", "bf16", "--peers", "onnxruntime"], "no row can run on cpu: onnxruntime: measured in fp32, fp16 only"),
+        (["--precision", "tf32"], "tf32 is a mode of NVIDIA GPUs"),
+    ],
+)
+def test_rows_that_do_not_go_with_the_device_or_precision(
+    bench: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    result = bench("simple_cnn", "--device", "cuda")
+    result = bench("simple_cnn", *arguments)
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
-    assert "no row can run on cuda: eager, eager_channels_last" in result.stderr
-    assert "not supported yet" in result.stderr
+    assert message in result.stderr
 
 
 def test_absent_row_is_listed(bench: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,3 +214,46 @@ finally:
     assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_extras_are_in_the_json_and_ctrl_c_in_them_keeps_the_rows(bench: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastcnn.bench import roofline, run
+    from fastcnn.bench.cold_start import ColdStart, Request
+
+    monkeypatch.setattr(roofline, "_copy_bytes", lambda device: 2**20)
+    monkeypatch.setattr(roofline, "_LARGEST_GEMM", 256)
+    started: list[str] = []
+
+    def start(request: Request) -> ColdStart:
+        if len(started) == 3:
+            raise KeyboardInterrupt
+        started.append(request.row)
+        return ColdStart({"import": 1.0, "build": 0.5, "first_answer": 0.25}, 12345)
+
+    monkeypatch.setattr(run, "cold_start", start)
+    options = ["--peers", "eager,fastcnn_torch", "--rounds", "1", "--cold-start", "--roofline", "--ladder", "--json", "r.json"]
+    result = bench("simple_cnn", "--batch-size", "1", *options)
+    assert result.exit_code == 130, result.output
+    data = json.loads((tmp_path / "r.json").read_text())
+    (group,) = data["groups"]
+    assert group["interrupted"]
+    assert [(row["status"], row["cold_start_seconds"], row["peak_memory_bytes"]) for row in group["rows"]] == [("timed", 1.75, 12345)] * 2
+    assert started[2] == "channels_last"
+    assert [rung["technique"] for rung in group["ladder"]][:2] == ["eager", "channels_last"]
+    assert [rung["peak_memory_bytes"] for rung in group["ladder"]][:3] == [12345, 12345, None]
+    assert data["ceilings"]["copy_bytes_per_second"] > 0
+    assert group["roofline_total"]["backend"] == "torch"
+    assert all(step["seconds"] > 0 for step in group["roofline"])
+    assert "roofline: " in result.stdout
+    assert "ladder: " in result.stdout
+
+
+def test_bfloat16_run(bench: Command, tmp_path: Path) -> None:
+    peers = "eager*,fastcnn_torch"
+    result = bench("simple_cnn", "--batch-size", "2", "--peers", peers, "--rounds", "1", "--precision", "bf16", "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    (group,) = json.loads((tmp_path / "r.json").read_text())["groups"]
+    assert (group["dtype"], group["precision"]) == ("bfloat16", "bf16")
+    assert [row["status"] for row in group["rows"]] == ["timed"] * 3
+    assert 1e-3 < group["tolerance"] < 0.1
+    assert "2×1×28×28 bfloat16" in result.stdout

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fastcnn.bench.measure import Settings, measure_group, pinned_threads, warm_up
-from fastcnn.bench.peers import Subject
 from fastcnn.bench.results import GroupResult, RowResult, Status
+from fastcnn.bench.subject import Subject
 from fastcnn.errors import RequestError
 
 Measure = Callable[..., GroupResult]
@@ -43,7 +43,7 @@ def test_known_delays_give_the_right_ratio_and_interval(measure: Measure, fake_p
         assert row.ratio.low is not None
         assert row.ratio.high is not None
         assert summary.count == 100
-        assert summary.median == pytest.approx(seconds, rel=0.03)
+        assert summary.p50 == pytest.approx(seconds, rel=0.03)
         assert row.ratio.low <= ratio <= row.ratio.high
         assert row.ratio.high - row.ratio.low < 0.2 * ratio
 
@@ -105,10 +105,10 @@ def test_absent_row_is_listed_with_its_reason(measure: Measure, fake_peer: Any) 
 
 
 def test_row_for_another_device_is_absent(measure: Measure, fake_peer: Any) -> None:
-    (row,) = measure(fake_peer("peer", 0.02), device="cuda").rows
+    (row,) = measure(fake_peer("peer", 0.02, devices=("cuda",))).rows
     assert row.status is Status.ABSENT
     assert row.reason is not None
-    assert "not supported yet" in row.reason
+    assert row.reason == "measured on cuda only"
 
 
 @pytest.mark.parametrize("run", [1, 20], ids=["in set-up", "while timed"])

@@ -82,7 +82,7 @@ def test_few_rounds_say_why_there_is_no_interval() -> None:
 
 def test_json_holds_every_sample_and_the_figures_of_the_table() -> None:
     data = json.loads(to_json(_report()))
-    assert data["schema"] == "fastcnn-bench/1"
+    assert data["schema"] == "fastcnn-bench/2"
     assert data["interrupted"] is False
     (group,) = data["groups"]
     assert (group["model"], group["batch_size"], group["input_shape"], group["scenario"], group["baseline"]) == (
@@ -94,7 +94,7 @@ def test_json_holds_every_sample_and_the_figures_of_the_table() -> None:
     )
     rows = {row["name"]: row for row in group["rows"]}
     assert rows["ours"]["rounds"] == [[0.010, 0.011]] * 6
-    assert rows["ours"]["seconds"]["median"] == pytest.approx(0.0105)
+    assert rows["ours"]["seconds"]["p50"] == pytest.approx(0.0105)
     assert rows["ours"]["images_per_second"] == pytest.approx(4 / 0.0105)
     assert rows["ours"]["ratio"]["value"] == pytest.approx(2.0)
     assert rows["ours"]["warm_up"] == {"runs": 9, "seconds": 10.2, "seconds_per_run": 0.01, "steady": False}

@@ -26,7 +26,7 @@ from fastcnn.kernels.tma_convolution import conv2d_tma
 from fastcnn.kernels.tma_convolution_configs import TmaConfig, TmaSize, rank_tma_configs, tma_configs_for
 
 # Configurations of one kernel that are timed, those predicted to be the fastest.
-_TIMED_CONFIGS = 4
+TIMED_CONFIGS = 4
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,8 @@ class Implementation(Protocol):
     def why_not(self, problem: ConvProblem, device: torch.device) -> str | None:
         """Why it cannot compute this problem there, or None."""
 
-    def variants(self, problem: ConvProblem, device: torch.device) -> list[tuple[int, ...]]:
-        """Worth timing, the one predicted to be fastest first."""
+    def variants(self, problem: ConvProblem, device: torch.device, most: int | None = TIMED_CONFIGS) -> list[tuple[int, ...]]:
+        """Worth timing, the one predicted to be fastest first; of kernel configurations at most so many, or all of them."""
 
     def run(self, problem: ConvProblem, variant: Sequence[int], weights: ConvWeights, operands: ConvOperands) -> Tensor | None:
         """Computes into the destinations and gives None, or gives a new tensor [N, K, P, Q]."""
@@ -196,10 +196,10 @@ class TritonConvolution:
             return "grouped convolution"
         return None if problem.input_channels_last else "the input is not channels_last"
 
-    def variants(self, problem: ConvProblem, device: torch.device) -> list[tuple[int, ...]]:
+    def variants(self, problem: ConvProblem, device: torch.device, most: int | None = TIMED_CONFIGS) -> list[tuple[int, ...]]:
         capability, multiprocessors = device_limits(device)
         found = []
-        for config in rank_configs([problem.gemm], problem.dtype, problem.precision, capability, multiprocessors)[:_TIMED_CONFIGS]:
+        for config in rank_configs([problem.gemm], problem.dtype, problem.precision, capability, multiprocessors)[:most]:
             parts = choose_split_k(config, problem.gemm, multiprocessors)
             found += [(*config.encode(), split) for split in dict.fromkeys((parts, max(1, parts // 2), 1))]
         return found
@@ -243,13 +243,13 @@ class TritonTma:
             return "pixels of the input do not start at multiples of 16 bytes"
         return None
 
-    def variants(self, problem: ConvProblem, device: torch.device) -> list[tuple[int, ...]]:
+    def variants(self, problem: ConvProblem, device: torch.device, most: int | None = TIMED_CONFIGS) -> list[tuple[int, ...]]:
         capability, multiprocessors = device_limits(device)
         is_flat = problem.kernel == (1, 1) and problem.padding == (0, 0)
         p, q = problem.out_size
         size = TmaSize(problem.batch, p, q, problem.out_channels, problem.in_channels, math.prod(problem.kernel), is_flat)
         ranked = rank_tma_configs(size, problem.dtype, capability, problem.precision, multiprocessors, problem.residual)
-        return [tuple(config.encode()) for config in ranked[:_TIMED_CONFIGS]]
+        return [tuple(config.encode()) for config in ranked[:most]]
 
     def run(self, problem: ConvProblem, variant: Sequence[int], weights: ConvWeights, operands: ConvOperands) -> None:
         conv2d_tma(
@@ -285,7 +285,7 @@ class TritonStem:
             return "dilation, a residual or several destinations"
         return None
 
-    def variants(self, problem: ConvProblem, device: torch.device) -> list[tuple[int, ...]]:
+    def variants(self, problem: ConvProblem, device: torch.device, most: int | None = TIMED_CONFIGS) -> list[tuple[int, ...]]:
         return [()]
 
     def run(self, problem: ConvProblem, variant: Sequence[int], weights: ConvWeights, operands: ConvOperands) -> None:
@@ -321,7 +321,7 @@ class LibraryConvolution:
         most = max(problem.concats, default=0)
         return f"its result would be copied into {most} concats" if most > 1 and problem.groups == 1 else None
 
-    def variants(self, problem: ConvProblem, device: torch.device) -> list[tuple[int, ...]]:
+    def variants(self, problem: ConvProblem, device: torch.device, most: int | None = TIMED_CONFIGS) -> list[tuple[int, ...]]:
         if problem.bare:
             return [(self.BARE,)]
         has_fused = device.type == "cuda" and problem.relu

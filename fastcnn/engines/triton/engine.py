@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from fastcnn.engines.base import Lowered
-from fastcnn.engines.triton.executor import Executor
 from fastcnn.engines.triton.options import TritonOptions
 from fastcnn.engines.triton.steps import build_network, followers
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.passes import STANDARD_PASSES, run_passes
 from fastcnn.graph.plan import PlanRow, op_name
+
+if TYPE_CHECKING:
+    from fastcnn.engines.triton.executor import Executor
+    from fastcnn.engines.triton.program import Program
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _OLDEST = (8, 0)
@@ -62,6 +66,9 @@ class TritonEngine:
         fused, reports = run_passes(captured, own)
         # Merging computes in float64.
         fused.cast_constants(dtype)
+        # Here, not above: without Triton the engine must still be able to say that it lacks it.
+        from fastcnn.engines.triton.executor import Executor
+
         network = build_network(fused)
         device = next((tensor.device for tensor in fused.constants().values()), torch.device("cpu"))
         executor = Executor(network, device, dtype, self.options)
@@ -77,11 +84,10 @@ def _interprets() -> bool:
 
 def _rows(executor: Executor, batch: int) -> tuple[PlanRow, ...]:
     program = executor.program(batch)
-    is_cuda = executor.device.type == "cuda"
-    times = executor.time_launches(batch) if is_cuda else [None] * len(program.launches)
+    times, shares = _times_and_shares(executor, program, batch)
     rows: list[PlanRow] = []
     number = 0
-    for launch, milliseconds in zip(program.launches, times, strict=True):
+    for launch, milliseconds, share in zip(program.launches, times, shares, strict=True):
         runs = bool(launch.kernel)
         for step in launch.steps:
             rows.append(
@@ -95,7 +101,24 @@ def _rows(executor: Executor, batch: int) -> tuple[PlanRow, ...]:
                     launch.why,
                     number if runs else None,
                     milliseconds if runs else None,
+                    share if runs else None,
                 )
             )
         number += runs
     return tuple(rows)
+
+
+def _times_and_shares(executor: Executor, program: Program, batch: int) -> tuple[list[float | None], list[float | None]]:
+    """Of each launch its milliseconds, and the share of them that the GPU's own ceilings allow; None where there is no GPU to ask."""
+    nothing: list[float | None] = [None] * len(program.launches)
+    if executor.device.type != "cuda":
+        return nothing, nothing
+    from fastcnn.engines.triton.roofline import measure_ceilings, work_of
+
+    times = executor.time_launches(batch)
+    ceilings = measure_ceilings(executor.device, program.dtype, program.network.captured.allow_tf32)
+    shares: list[float | None] = [
+        ceilings.milliseconds(*work_of(launch, program.batch, program.dtype.itemsize)) / time if time else None
+        for launch, time in zip(program.launches, times, strict=True)
+    ]
+    return [*times], shares
