@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from fastcnn._version import __version__
 
 if TYPE_CHECKING:
-    from fastcnn.models.registry import create_model, list_models
+    from fastcnn.models.creation import create_model
+    from fastcnn.models.registry import list_models
     from fastcnn.optimization import optimize
     from fastcnn.optimized_module import OptimizedModule
     from fastcnn.parity import ParityReport, verify
     from fastcnn.saving import load, save
 
 _HOMES = {
-    "create_model": "fastcnn.models.registry",
+    "create_model": "fastcnn.models.creation",
     "list_models": "fastcnn.models.registry",
     "optimize": "fastcnn.optimization",
     "OptimizedModule": "fastcnn.optimized_module",

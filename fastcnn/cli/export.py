@@ -24,6 +24,12 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
+class Preprocess(StrEnum):
+    none = "none"
+    normalize = "normalize"
+    resize = "resize"
+
+
 def export(
     model: Model,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX.")] = False,
@@ -43,6 +49,10 @@ def export(
     batch_size: Annotated[str, typer.Option(metavar="N|dynamic", help="The batch that the file accepts.")] = "dynamic",
     opset: Annotated[int | None, typer.Option(metavar="N", help="The ONNX opset.  [default: what the exporter recommends]")] = None,
     softmax: Annotated[bool, typer.Option("--softmax", help="Give probabilities instead of logits.")] = False,
+    preprocess: Annotated[
+        Preprocess,
+        typer.Option(help="What the file does itself: with normalize it takes uint8 [N, H, W, C] pixels of its size, with resize of any size."),
+    ] = Preprocess.none,
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, to store in the file.")] = None,
     image_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Height and width of the input.  [default: the model's own]")] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Classes of the model.  [default: the model's own]")] = None,
@@ -59,10 +69,11 @@ def export(
     batch = _batch_size(batch_size)
 
     from fastcnn.export.request import check_request
-    from fastcnn.models.registry import create_model, model_spec
+    from fastcnn.models import create_model, model_spec
 
     channels, height, width = model_spec(model).input_size
     wanted: dict[str, Any] = {"precision": precision.value, "batch_size": batch, "softmax": softmax, "labels": labels, "force": force}
+    wanted["preprocess"] = preprocess.value
     if opset is not None:
         wanted["opset"] = opset
     check_request(path, batch_sizes=(1,), **wanted)

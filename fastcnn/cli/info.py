@@ -29,7 +29,7 @@ def info(
     """Show a model's layers: kernels, shapes, parameters, mult-adds; with --plan also what is fused."""
     if backend is not None and not plan:
         raise RequestError("--backend says where --plan is made: give --plan too")
-    from fastcnn.models.registry import create_model, model_spec
+    from fastcnn.models import create_model, model_spec
 
     spec = model_spec(model)
     with output.working(f"reading {model}"):

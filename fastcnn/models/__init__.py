@@ -9,7 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fastcnn.models.registry import ModelInfo, ModelSpec, create_model, list_models, model_spec
+from fastcnn.models.creation import create_model
+from fastcnn.models.registry import ModelInfo, ModelSpec, list_models, model_spec
 
 if TYPE_CHECKING:
     from fastcnn.models.weights import load_weights, state_dict_sha256

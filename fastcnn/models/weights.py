@@ -1,10 +1,11 @@
-"""Weights: from a file without running code from it, from torchvision by name; and their SHA-256."""
+"""Weights: from a file without running code from it, from this package or torchvision by name; and their SHA-256."""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
 import hashlib
+import json
 import logging
 import os
 import warnings
@@ -18,13 +19,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fastcnn.errors import UnknownNameError, WeightsError
+from fastcnn.errors import RequestError, UnknownNameError, WeightsError
 from fastcnn.models.registry import ModelInfo, model_spec
+from fastcnn.preprocessing import Preprocessing
 
 _log = logging.getLogger(__name__)
 
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 _NESTED_UNDER = ("state_dict", "model")
+# The entry of a .safetensors file's metadata that describes its weights. One entry: safetensors writes several in random order.
+DESCRIPTION_KEY = "fastcnn.weights"
 _LISTED = 5
 
 
@@ -34,7 +38,8 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str], *, allow_miss
     Args:
         model: any module; tensors are cast to the dtypes and devices of its own.
         source: a .safetensors file, a .pth or .pt file (read with `weights_only=True`; a dictionary under "state_dict" or "model" and
-            a "module." prefix are seen through), or the name of torchvision weights, which torchvision downloads and caches.
+            a "module." prefix are seen through), the name of weights that this package holds for the model ("mnist"), or the name of
+            torchvision weights, which torchvision downloads and caches.
         allow_missing: wildcard patterns of the keys that the source may lack, e.g. ("fc.*", "AuxLogits.*"). They keep their values.
 
     Missing `num_batches_tracked` keys are always fine, and so are auxiliary heads in the source where the model was built without
@@ -43,16 +48,23 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str], *, allow_miss
     Returns `model`. Raises WeightsError if the source is missing, damaged, or does not fit, saying which keys are missing, unexpected
     or of the wrong shape; UnknownNameError for an unknown weights name. The model is then as it was.
     """
-    name = weights_name(source)
+    info = getattr(model, "fastcnn_info", None)
+    shipped = shipped_weights(info.name, source) if isinstance(info, ModelInfo) else None
+    name = None if shipped is not None else weights_name(source)
     categories: tuple[str, ...] | None = None
+    preprocessing: Preprocessing | None = None
     if name is None:
-        path = Path(source)
+        path = shipped or Path(source)
         state = _read_file(path)
-        origin, what = f"file: {path.name}", str(path)
+        origin, what = f"shipped: {source}" if shipped is not None else f"file: {path.name}", str(path)
+        description = describe_weights(path)
+        categories = tuple(description.get("classes") or ()) or None
+        preprocessing = _preprocessing(path, description)
     else:
         entry = _torchvision_weights(model, name)
         state = _download(entry)
         categories = tuple(entry.meta["categories"]) if entry.meta.get("categories") else None
+        preprocessing = Preprocessing.from_torchvision(entry.transforms())
         origin, what = f"torchvision: {entry.name}", f"torchvision's {entry}"
     state = _as_this_model_spells_it(model, state)
     absent = _check_fit(model, state, what, allow_missing)
@@ -61,29 +73,65 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str], *, allow_miss
         for key, tensor in state.items():
             own[key].copy_(tensor)
 
-    info = getattr(model, "fastcnn_info", None)
     if isinstance(info, ModelInfo):
         if absent:
             without = [pattern for pattern in allow_missing if fnmatch.filter(absent, pattern)]
             origin += f" (without {', '.join(without)}: {info.weights})"
-        if (name is not None or transform_input_of(source)) and getattr(model, "transform_input", None) is False:
+        if options_of(info.name, source).get("transform_input") and getattr(model, "transform_input", None) is False:
             _log.warning("%s expects transform_input=True, which this %s was built without", what, info.name)
-        model.__dict__["fastcnn_info"] = dataclasses.replace(info, weights=origin, categories=categories, weights_sha256=None)
+        preprocessing = preprocessing or info.preprocessing
+        model.__dict__["fastcnn_info"] = dataclasses.replace(
+            info, weights=origin, preprocessing=preprocessing, categories=categories, weights_sha256=None
+        )
     return model
 
 
 def weights_name(source: str | os.PathLike[str]) -> str | None:
-    """The name of torchvision weights that `source` is, or None where it means a file."""
+    """The name of published weights that `source` is, or None where it means a file."""
     if not isinstance(source, str) or source.endswith(_SUFFIXES) or os.sep in source or Path(source).exists():
         return None
     return source
 
 
-def transform_input_of(path: str | os.PathLike[str]) -> bool:
-    """What a .safetensors file says about `transform_input` in its metadata; False where it says nothing."""
-    if not os.fspath(path).endswith(".safetensors"):
-        return False
-    return _metadata(Path(path)).get("transform_input", "false").lower() == "true"
+def shipped_weights(model: str, source: str | os.PathLike[str]) -> Path | None:
+    """The file in this package that holds the weights `source` of a model; None where `source` is no such name."""
+    if not isinstance(source, str) or source not in model_spec(model).shipped_weights:
+        return None
+    return Path(__file__).with_name("shipped") / f"{model}-{source}.safetensors"
+
+
+def options_of(model: str, source: str | os.PathLike[str]) -> dict[str, Any]:
+    """The options that a model must be built with to take the weights `source`, as far as the source says."""
+    path = shipped_weights(model, source)
+    if path is None:
+        if weights_name(source) is not None:
+            return {"transform_input": True}  # torchvision's own models switch it on with any of its weights; others lack the option
+        path = Path(source)
+    description = describe_weights(path)
+    if description:
+        return dict(description.get("options") or {}) if description.get("model") == model else {}
+    return {"transform_input": _metadata(path).get("transform_input", "false").lower() == "true"}
+
+
+def describe_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `fastcnn train` wrote about the weights in a .safetensors file: model, options, classes, preprocessing, recipe, history.
+
+    Empty for any other file.
+    """
+    try:
+        description = json.loads(_metadata(Path(path)).get(DESCRIPTION_KEY, "{}"))
+    except ValueError:
+        return {}
+    return description if isinstance(description, dict) else {}
+
+
+def _preprocessing(path: Path, description: Mapping[str, Any]) -> Preprocessing | None:
+    if description.get("preprocessing") is None:
+        return None
+    try:
+        return Preprocessing.from_dict(description["preprocessing"])
+    except RequestError as error:
+        raise WeightsError(f"weight file {path} has a damaged description: {error}") from error
 
 
 def state_dict_sha256(state_dict: Mapping[str, Tensor]) -> str:
@@ -121,6 +169,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _metadata(path: Path) -> dict[str, str]:
+    if path.suffix != ".safetensors":
+        return {}
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return file.metadata() or {}
@@ -155,10 +205,12 @@ def _torchvision_weights(model: nn.Module, name: str) -> Any:
     info = getattr(model, "fastcnn_info", None)
     enum_name, _, member = name.rpartition(".")
     own_enum = model_spec(info.name).torchvision_weights if isinstance(info, ModelInfo) else None
+    shipped = model_spec(info.name).shipped_weights if isinstance(info, ModelInfo) else ()
     hint = f"a weight file ends in {', '.join(_SUFFIXES)}"
     if own_enum is None:
         who = info.name if isinstance(info, ModelInfo) else type(model).__name__
-        raise WeightsError(f"torchvision publishes no weights for {who}, so {name!r} means nothing here: give a file ({hint})")
+        own_names = "".join(f"{known!r}, which this package holds, or " for known in shipped)
+        raise WeightsError(f"torchvision publishes no weights for {who}, so {name!r} means nothing here: give {own_names}a file ({hint})")
     enum = torchvision.models.get_model_weights(info.name)  # type: ignore[union-attr]
     known = [*enum.__members__, *(f"{own_enum}.{key}" for key in enum.__members__)]
     if enum_name not in ("", own_enum) or member not in enum.__members__:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastcnn.errors import ParityError
-from fastcnn.models.registry import create_model
+from fastcnn.models import create_model
 
 
 @pytest.mark.parametrize(("flag", "suffix"), [("--onnx", ".onnx"), ("--torchscript", ".pt"), ("--pt2", ".pt2")])

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from fastcnn.errors import InputError
+from fastcnn.models import create_model, list_models, model_spec
 from fastcnn.models.layer_table import LayerRow, layer_table
-from fastcnn.models.registry import create_model, list_models, model_spec
 
 
 def table_of(name: str, batch_size: int = 1, train: bool = False):

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastcnn.models import create_model, list_models, model_spec
 from fastcnn.models.googlenet import GoogLeNetOutputs
 from fastcnn.models.inception_mnist import InceptionA
-from fastcnn.models.registry import create_model, list_models, model_spec
 
 SMALL = [name for name in list_models() if model_spec(name).family == "small"]
 

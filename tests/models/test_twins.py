@@ -9,7 +9,7 @@ import torchvision
 from support import randomize_weights
 from torch import nn
 
-from fastcnn.models.registry import create_model, list_models, model_spec
+from fastcnn.models import create_model, list_models, model_spec
 
 TWINS = [name for name in list_models() if model_spec(name).family == "imagenet" and not name.startswith("preact_")]
 

@@ -1,0 +1,219 @@
+"""`fastcnn evaluate`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastcnn.cli import output
+from fastcnn.cli.options import Json, complete_model
+from fastcnn.cli.train import DataOption, DatasetOption, DownloadOption, ThreadsOption, WorkersOption, default_workers
+from fastcnn.errors import RequestError
+
+if TYPE_CHECKING:
+    from fastcnn.data.pictures import Pictures
+    from fastcnn.evaluation.evaluator import Evaluation
+    from fastcnn.evaluation.metrics import Metrics
+    from fastcnn.preprocessing import Preprocessing
+
+CHECK_FAILED = 1
+
+_SHEET_PICTURES = 64
+
+
+class Split(StrEnum):
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+def evaluate(
+    dataset: DatasetOption,
+    data: DataOption,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE_OR_MODEL",
+            help="A model's name, a weight file of `fastcnn train`, or a file of `fastcnn export` or fastcnn.save. An @ and a backend may follow, "
+            "as in simple_cnn@onnxruntime.",
+            autocompletion=complete_model,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="W", help="Of models named: a file, or a weights name such as mnist.  [default: seeded random weights]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="The seed of random weights.  [default: 0]")] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What runs a source that names none itself.  [default: a model runs as it is, a file in its runtime]"),
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="A B", help="Evaluate these two, and count the pictures on which they disagree.")
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="Of --compare: draw the pictures on which they disagree, as PNG.")] = None,
+    confusion: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the confusion matrix, as PNG.")] = None,
+    min_top1: Annotated[float | None, typer.Option(min=0, max=1, metavar="X", help="Exit code 1 if the top-1 accuracy is below X.")] = None,
+    split: Annotated[Split, typer.Option(help="Which part of the dataset.")] = Split.test,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Take N pictures only, evenly spaced.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Pictures that run at once.  [default: 250, fewer of large pictures]")
+    ] = None,
+    threads: ThreadsOption = None,
+    workers: WorkersOption = None,
+    download: DownloadOption = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing pictures.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Count the answers of models and files on a labelled dataset, through the preprocessing of each."""
+    names = list(dict.fromkeys([*(sources or []), *(compare or ())]))
+    _check(names, compare, sheet, confusion, force)
+    import torch
+
+    from fastcnn.evaluation.evaluator import disagreements, evaluate as run, is_model, load_candidate, split_backend  # isort: skip
+    from fastcnn.evaluation.figures import plot_confusion, plot_disagreements
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    models = [name for name in names if is_model(split_backend(name)[0])]
+    if weights is not None and not models:
+        raise RequestError(f"--weights is for the name of a model; {' and '.join(names)} hold{'s' if len(names) == 1 else ''} weights already")
+    if models and weights is None:
+        output.note(f"{', '.join(models)} has seeded random weights (seed {seed or 0}); --weights gives it trained ones")
+    decoders = default_workers() if workers is None else workers
+    opened: dict[Preprocessing, Pictures] = {}
+    results: dict[str, Evaluation] = {}
+    for name in names:
+        with output.working(f"loading {name}"):
+            predictor = load_candidate(name, weights=weights, seed=seed or 0, backend=backend)
+            if predictor.preprocessing not in opened:
+                opened[predictor.preprocessing] = _open(dataset.value, data, split.value, predictor.preprocessing, download)
+        pictures = opened[predictor.preprocessing]
+        with _progress(name) as advance:
+            results[name] = run(predictor, pictures, source=name, limit=limit, batch_size=batch_size, workers=decoders, progress=advance)
+    pictures = next(iter(opened.values()))
+    differing = None
+    if compare is not None:
+        first, second = results[compare[0]], results[compare[1]]
+        differing = disagreements(first, second, pictures, drawn=0 if sheet is None else _SHEET_PICTURES)
+        if sheet is not None:
+            plot_disagreements(differing[:_SHEET_PICTURES], sheet, _sheet_title(compare, len(differing), len(first.answers)))
+    if confusion is not None:
+        plot_confusion(results[names[0]].metrics, confusion, f"{Path(names[0]).name} on {pictures.name}")
+    if as_json:
+        output.print_json(_to_dict(dataset.value, pictures, results, compare, differing))
+    else:
+        _print(results, compare, differing)
+    for path in (sheet, confusion):
+        if path is not None:
+            output.note(f"drawn in {path}")
+    low = [name for name in names if min_top1 is not None and results[name].metrics.top1 < min_top1]
+    if low:
+        output.error(f"the top-1 accuracy of {' and '.join(low)} is below {min_top1:g}")
+        raise typer.Exit(CHECK_FAILED)
+
+
+def _check(names: Sequence[str], compare: tuple[str, str] | None, sheet: Path | None, confusion: Path | None, force: bool) -> None:
+    """Finds out before the work."""
+    if not names:
+        raise RequestError("name a model or file to evaluate, or two with --compare")
+    if compare is not None and compare[0] == compare[1]:
+        raise RequestError(f"--compare takes two different models or files, not {compare[0]} twice; a backend may follow: {compare[0]}@onnxruntime")
+    if sheet is not None and compare is None:
+        raise RequestError("--sheet shows where two candidates disagree: give --compare A B")
+    if confusion is not None and len(names) > 1:
+        raise RequestError("--confusion draws the matrix of one model or file: name one")
+    for path in (sheet, confusion):
+        if path is None:
+            continue
+        if path.is_dir() or not path.parent.is_dir():
+            raise RequestError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
+        if path.exists() and not force:
+            raise RequestError(f"{path} exists: give --force to overwrite it")
+
+
+def _open(dataset: str, data: Path, split: str, preprocessing: Preprocessing, download: bool) -> Pictures:
+    from fastcnn.data.datasets import open_dataset
+
+    return open_dataset(dataset, data, split, preprocessing, download=download)  # type: ignore[arg-type]
+
+
+def _sheet_title(compare: tuple[str, str], differing: int, pictures: int) -> str:
+    shown = f", the first {_SHEET_PICTURES}" if differing > _SHEET_PICTURES else ""
+    return f"{Path(compare[0]).name} | {Path(compare[1]).name}: {differing:,} of {pictures:,} pictures differ{shown}"
+
+
+def _to_dict(
+    dataset: str, pictures: Pictures, results: dict[str, Evaluation], compare: tuple[str, str] | None, differing: Sequence[Any] | None
+) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "dataset": dataset,
+        "part": pictures.name,
+        "results": [{"source": result.source, "runtime": result.runtime, **result.metrics.to_dict()} for result in results.values()],
+    }
+    if compare is not None and differing is not None:
+        answer["compare"] = {
+            "sources": compare,
+            "differing": len(differing),
+            "pictures": [{"picture": item.where, "class": item.label, "answers": [item.first, item.second]} for item in differing],
+        }
+    return answer
+
+
+def _print(results: dict[str, Evaluation], compare: tuple[str, str] | None, differing: Sequence[Any] | None) -> None:
+    if len(results) == 1:
+        (only,) = results.values()
+        _print_one(only)
+    else:
+        output.print_table(
+            ("source", "runtime", "right", "pictures", "top-1", "top-5", "loss"),
+            [(result.source, result.runtime, *_figures(result.metrics)) for result in results.values()],
+            right=("right", "pictures", "top-1", "top-5", "loss"),
+        )
+    if compare is not None and differing is not None:
+        print()
+        output.print_fields({"disagree": f"{len(differing):,} of {len(next(iter(results.values())).answers):,} pictures"})
+        if differing:
+            output.print_table(
+                ("picture", "class", *compare), [(item.where, item.label, item.first, item.second) for item in differing[:_SHEET_PICTURES]]
+            )
+
+
+def _print_one(result: Evaluation) -> None:
+    metrics = result.metrics
+    right, pictures, top1, top5, loss = _figures(metrics)
+    output.print_table(
+        ("class", "pictures", "right", "recall", "precision"),
+        [
+            (row.name, row.pictures, row.correct, *(None if share is None else f"{share:.2%}" for share in (row.recall, row.precision)))
+            for row in metrics.per_class()
+        ],
+        right=("pictures", "right", "recall", "precision"),
+    )
+    print()
+    output.print_fields(
+        {"source": result.source, "runtime": result.runtime, "top-1": f"{top1}, {right:,} of {pictures:,}", "top-5": top5, "loss": loss}
+    )
+
+
+def _figures(metrics: Metrics) -> tuple[int, int, str, str, str]:
+    return metrics.correct, metrics.pictures, f"{metrics.top1:.2%}", f"{metrics.top5:.2%}", f"{metrics.loss:.4f}"
+
+
+@contextlib.contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr where a person watches."""
+    screen = output.console(stderr=True)
+    if not screen.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

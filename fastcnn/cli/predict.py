@@ -1,0 +1,195 @@
+"""`fastcnn predict`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastcnn.cli import output
+from fastcnn.cli.options import complete_model
+from fastcnn.errors import RequestError
+
+if TYPE_CHECKING:
+    from fastcnn.prediction.predictor import Predictor
+    from fastcnn.prediction.run import Answer, Failure
+
+CHECK_FAILED = 1
+
+
+def predict(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE_OR_MODEL",
+            help="A file of `fastcnn export`, fastcnn.save or `fastcnn train`, or a name that `fastcnn list` prints.",
+            autocompletion=complete_model,
+            show_default=False,
+        ),
+    ],
+    pictures: Annotated[
+        list[str], typer.Argument(metavar="IMAGE|DIR|GLOB …", help="Pictures, folders of pictures, or patterns in quotes.", show_default=False)
+    ],
+    weights: Annotated[
+        str | None, typer.Option(metavar="W", help="Of a model: a weight file, or a weights name.  [default: seeded random weights]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="The seed of random weights.  [default: 0]")] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of a model: torch (the default), onnxruntime, openvino, auto or reference; of ONNX: onnxruntime (the default) or openvino.",
+        ),
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Classes to show of each picture.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures that run at once.")] = 16,
+    workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads that decode pictures.  [default: one a core]")] = None,
+    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, in place of the source's own.")] = None,
+    preprocessing: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A JSON description of the preprocessing, in place of the source's.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line on stdout instead of a table.")] = False,
+    out: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the JSON lines to FILE, batch by batch.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an --output FILE that a stopped run left.")] = False,
+    quarantine: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the pictures without an answer, and why, as JSON lines.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+) -> None:
+    """Say what is on pictures. Exit code 1 if a picture could not be read: the others are answered all the same."""
+    _check_options(as_json, out, resume)
+    for path, again in ((out, force or resume), (quarantine, force or resume)):
+        if path is not None:
+            check_target(path, again)
+    from fastcnn.prediction.pictures import find_pictures
+
+    files = find_pictures(pictures)
+    with output.working(f"loading {model}"):
+        predictor = _load(model, weights, seed, backend, labels, preprocessing)
+
+    from fastcnn.prediction.answer_file import json_line, write_failures
+    from fastcnn.prediction.run import Answer
+
+    answers: list[Answer] = []
+    failures: list[Failure] = []
+    start, earlier, results = _results(predictor, files, out, resume, batch_size=batch_size, top_k=top_k, workers=workers)
+    for failure in earlier:
+        _report(failure, failures)
+    with contextlib.closing(results), _progress(len(files)) as advance:
+        for number, result in enumerate(results, start=start + 1):
+            if not isinstance(result, Answer):
+                _report(result, failures)
+            elif as_json:
+                print(json_line(result.to_dict()))
+            elif out is None:
+                answers.append(result)
+            advance(number)
+    if answers:
+        _print(answers)
+    if quarantine is not None:
+        write_failures(quarantine, failures)
+    if out is not None:
+        output.note(f"{len(files) - len(failures)} answers of {predictor.name} are in {out}")
+    if failures:
+        where = f", listed in {quarantine}" if quarantine is not None else ""
+        output.error(f"{len(failures)} of {len(files)} pictures have no answer{where}")
+        raise typer.Exit(CHECK_FAILED)
+
+
+def _check_options(as_json: bool, out: Path | None, resume: bool) -> None:
+    if as_json and out is not None:
+        raise RequestError("--output writes JSON lines already: leave --json out")
+    if resume and out is None:
+        raise RequestError("--resume goes on with a file: name it with --output")
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Finds out before the long run. Raises RequestError if the file exists and may not be overwritten, or its folder is missing."""
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder: give the name of a file")
+    if path.exists() and not overwrite:
+        raise RequestError(f"{path} exists: --force overwrites it, --resume goes on with the answers of a stopped run")
+    if not path.parent.is_dir():
+        raise RequestError(f"{path} cannot be written: there is no folder {path.parent}")
+
+
+def _load(model: str, weights: str | None, seed: int | None, backend: str | None, labels: Path | None, preprocessing: Path | None) -> Predictor:
+    if weights is not None and seed is not None:
+        raise RequestError("--seed makes random weights and --weights loads others: give one of them")
+    from fastcnn.export.request import read_labels
+    from fastcnn.prediction.predictor import load_predictor
+
+    predictor = load_predictor(
+        model,
+        weights=weights,
+        seed=seed or 0,
+        backend=backend,
+        preprocessing=None if preprocessing is None else _read_preprocessing(preprocessing),
+        categories=None if labels is None else read_labels(labels),
+    )
+    if predictor.has_random_weights:
+        output.note(f"{predictor.name} has seeded random weights: its answers mean nothing; --weights gives it trained ones")
+    return predictor
+
+
+def _read_preprocessing(path: Path) -> Any:
+    import json
+
+    from fastcnn.preprocessing import Preprocessing
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RequestError(f"{path} is no JSON: {error}") from error
+    return Preprocessing.from_dict(data)
+
+
+def _results(
+    predictor: Predictor, files: Sequence[str], out: Path | None, resume: bool, *, batch_size: int, top_k: int, workers: int | None
+) -> tuple[int, list[Failure], Any]:
+    """(number of the first picture to run, failures before it, a generator of what comes from there on)."""
+    from fastcnn.prediction.answer_file import Resumption, continue_answers, plan_resumption
+    from fastcnn.prediction.run import predict as run
+    from fastcnn.prediction.run import read_input
+
+    plan = Resumption(0, {}, [], 0)
+    if out is not None and resume:
+        with output.working(f"reading {out}"):
+            plan = plan_resumption(out, files, batch_size, lambda file: read_input(predictor, file))
+        if plan.answered:
+            output.note(f"{out} holds {len(plan.answered)} answers already")
+    results = run(predictor, files[plan.start :], batch_size=batch_size, top_k=top_k, workers=workers)
+    return plan.start, plan.failures, results if out is None else continue_answers(out, plan, results)
+
+
+def _report(failure: Failure, failures: list[Failure]) -> None:
+    output.warning(f"{failure.file}: {failure.reason}")
+    failures.append(failure)
+
+
+def _print(answers: Sequence[Answer]) -> None:
+    """A row per picture and class; the name of the picture stands in its first row."""
+    rows: list[tuple[object, ...]] = []
+    for answer in answers:
+        for rank, guess in enumerate(answer.top):
+            rows.append((answer.file if rank == 0 else None, rank + 1, guess.label or f"class {guess.index}", f"{guess.probability:.2%}"))
+    output.print_table(("picture", "rank", "class", "probability"), rows, right=("rank", "probability"))
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr where a person watches; nothing elsewhere."""
+    screen = output.console(stderr=True)
+    if not screen.is_terminal:
+        yield lambda done: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn(), console=screen, transient=True
+    ) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done: bar.update(task, completed=done)

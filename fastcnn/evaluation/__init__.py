@@ -1,0 +1,1 @@
+"""Evaluation: counting the answers of models and files on labelled pictures."""
