@@ -11,7 +11,7 @@ PYTHON ?= python3 python3.13 python3.12 python3.11
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: help demo test lint typecheck pytest format readme clean
+.PHONY: help demo test cuda lint typecheck pytest format readme clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
@@ -43,6 +43,9 @@ pytest: $(INSTALLED) ## The tests, without those that need a GPU
 
 readme: $(INSTALLED) ## Make the README's results and pictures from the stored result that it names
 	$(PY) -m fastcnn.bench.readme --write
+
+cuda: $(INSTALLED) ## The tests that need an NVIDIA GPU
+	$(PY) -m pytest -m cuda --benchmark-disable $(PYTEST_ARGS)
 
 clean: ## Remove what builds and tests left; exported models and .venv stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks

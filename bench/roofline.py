@@ -28,7 +28,7 @@ from fastcnn.bench.timing import MonotonicClock, Timer, make_timer
 from fastcnn.graph.ir import CapturedGraph, aten, pair
 from fastcnn.graph.ops import fused_conv2d
 from fastcnn.graph.passes import run_passes
-from fastcnn.graph.plan import op_name
+from fastcnn.graph.plan import PlanRow, op_name
 from fastcnn.optimized_module import OptimizedModule
 
 # They give another view of their input's memory and do no work. `flatten` of a channels_last tensor of more than one pixel copies; the
@@ -177,9 +177,11 @@ def roofline(module: OptimizedModule, x: Tensor, ceilings: Ceilings, seconds: fl
         x: [N, C, H, W], what a run takes.
         seconds: of one run of the whole module, where it was timed.
 
-    The torch engine runs its plan step by step, and each step's time is measured. Other engines run graphs of their own, which are bounded
-    by the same steps: those of the fused graph.
+    The torch engine runs its plan step by step, and each step's time is measured. The triton engine's plan holds the work and the time of each
+    launch. Other engines run graphs of their own, which are bounded by the same steps: those of the fused graph.
     """
+    if module.backend == "triton":
+        return _sum_up(_launches_of(module, ceilings), module.backend, seconds)
     fused, _ = run_passes(module.source.graph, ("fuse_convolution_epilogue",))
     costs = step_costs(fused, x.shape[0])
     rows = module.plan.rows
@@ -187,25 +189,47 @@ def roofline(module: OptimizedModule, x: Tensor, ceilings: Ceilings, seconds: fl
     times: Sequence[float | None] = _step_seconds(module, x) if aligned and module.backend == "torch" else [None] * len(costs)
     steps = []
     for number, (cost, taken) in enumerate(zip(costs, times, strict=True)):
-        moving, computing = cost.bytes / ceilings.copy_bytes_per_second, cost.flops / ceilings.gemm_flops_per_second
-        bound = max(moving, computing)
-        steps.append(
-            RooflineStep(
-                step=number,
-                name=cost.name,
-                op=rows[number].op if aligned else cost.op,
-                kernel=rows[number].kernel if aligned else "",
-                flops=cost.flops,
-                bytes=cost.bytes,
-                seconds=taken,
-                bound_seconds=bound,
-                bound="compute" if computing > moving else "memory",
-                share=bound / taken if taken and bound else None,
-            )
-        )
+        row = rows[number] if aligned else None
+        steps.append(_step(number, cost, row.op if row else cost.op, row.kernel if row else "", taken, ceilings))
+    return _sum_up(steps, module.backend, seconds)
+
+
+def _launches_of(module: OptimizedModule, ceilings: Ceilings) -> list[RooflineStep]:
+    """The launches of the triton engine: one step for each, whatever number of convolutions is in it."""
+    launches: dict[int, list[PlanRow]] = {}
+    for row in module.plan.rows:
+        if row.launch is not None:
+            launches.setdefault(row.launch, []).append(row)
+    steps = []
+    for number, rows in launches.items():
+        first = rows[0]
+        cost = StepCost(" | ".join(row.name for row in rows), first.op, sum(row.flops or 0 for row in rows), sum(row.bytes or 0 for row in rows))
+        taken = None if first.milliseconds is None else first.milliseconds / 1e3
+        steps.append(_step(number, cost, first.op, first.kernel, taken, ceilings))
+    return steps
+
+
+def _step(number: int, cost: StepCost, op: str, kernel: str, taken: float | None, ceilings: Ceilings) -> RooflineStep:
+    moving, computing = cost.bytes / ceilings.copy_bytes_per_second, cost.flops / ceilings.gemm_flops_per_second
+    bound = max(moving, computing)
+    return RooflineStep(
+        step=number,
+        name=cost.name,
+        op=op,
+        kernel=kernel,
+        flops=cost.flops,
+        bytes=cost.bytes,
+        seconds=taken,
+        bound_seconds=bound,
+        bound="compute" if computing > moving else "memory",
+        share=bound / taken if taken and bound else None,
+    )
+
+
+def _sum_up(steps: list[RooflineStep], backend: str, seconds: float | None) -> tuple[list[RooflineStep], RooflineTotal]:
     bounds = sum(step.bound_seconds for step in steps)
     total = RooflineTotal(
-        backend=module.backend,
+        backend=backend,
         steps=len(steps),
         flops=sum(step.flops for step in steps),
         bytes=sum(step.bytes for step in steps),

@@ -19,6 +19,7 @@ from fastcnn.bench.results import BenchmarkReport, GroupResult, check_baseline
 from fastcnn.bench.roofline import measure_ceilings, roofline
 from fastcnn.bench.subject import WEIGHTS, Subject, model_under_test
 from fastcnn.bench.timing import MonotonicClock, make_timer
+from fastcnn.engines import available_backends
 from fastcnn.errors import BackendError, FastcnnError, RequestError
 from fastcnn.models import model_spec
 
@@ -122,15 +123,16 @@ class _Run:
         progress("roofline", 0, 2, "ceilings of the machine")
         if self.report.ceilings is None:
             self.report.ceilings = measure_ceilings(self.device, precision, threads)
-        progress("roofline", 1, 2, "steps of the torch engine")
+        # The engines whose plan is run as it stands: every step can be timed. The others are held against the same sum.
+        backend = "triton" if self.device == "cuda" and available_backends()["triton"] is None else "torch"
+        progress("roofline", 1, 2, f"steps of the {backend} engine")
         try:
             with pinned_threads(threads), precision.switches():
                 x = make_inputs(group.input_shape, subject, self.settings)[0]
-                # The engine whose plan is run as it stands: every step can be timed. The others are held against the same sum.
-                module = fastcnn.optimize(subject.model, x, backend="torch", allow_tf32=precision is Precision.tf32)
+                module = fastcnn.optimize(subject.model, x, backend=backend, allow_tf32=precision is Precision.tf32)
                 clock = MonotonicClock()
                 alone = warm_up(lambda: module(x), self.settings, clock, make_timer(self.device, clock)).seconds_per_run
-                timed = next((summary.p50 for row in group.timed() if row.name == "fastcnn_torch" and (summary := row.summary())), alone)
+                timed = next((summary.p50 for row in group.timed() if row.name == f"fastcnn_{backend}" and (summary := row.summary())), alone)
                 group.roofline, group.roofline_total = roofline(module, x, self.report.ceilings, timed)
         except (FastcnnError, RuntimeError) as problem:  # the rows that are timed by now are worth more than this
             log.warning("no roofline of %s at batch %d: %s", group.model, group.batch_size, one_line(problem))

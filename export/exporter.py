@@ -22,6 +22,7 @@ from fastcnn.export.container import Container, serialize, sha256_of_file
 from fastcnn.export.lowering import DTYPES, default_output_names, finish
 from fastcnn.export.metadata import build_metadata
 from fastcnn.export.onnx_lowering import lower_to_onnx
+from fastcnn.export.preprocess import PixelInput, normalize_in_graph, preprocessing_in, take_pixels
 from fastcnn.export.report import ExportReport
 from fastcnn.export.request import Request, check_request
 from fastcnn.export.runtimes import runtimes_for
@@ -31,6 +32,7 @@ from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.passes import STANDARD_PASSES, run_passes
 from fastcnn.models.weights import state_dict_sha256
 from fastcnn.parity import Expected, Outputs, ParityReport, bound, compare, expect, make_pictures
+from fastcnn.preprocessing import Preprocessing
 
 Labels = str | os.PathLike[str] | Sequence[str] | None
 BatchSize = int | Literal["dynamic"]
@@ -50,6 +52,8 @@ def export_onnx(
     labels: Labels = None,
     force: bool = False,
     batch_sizes: Sequence[int] = (1, 2, 5),
+    preprocess: str = "none",
+    preprocessing: Preprocessing | None = None,
 ) -> ExportReport:
     """Write a model as ONNX, in standard operators only, once onnxruntime (and OpenVINO where installed) agree with the float64 reference.
 
@@ -65,6 +69,10 @@ def export_onnx(
         labels: names of the classes, or a text file with one a line; the model's own by default.
         force: overwrite an existing file.
         batch_sizes: the sizes at which a file with a dynamic batch is checked.
+        preprocess: what the file does of the preprocessing itself. "none": it takes normalised pictures. "normalize": it takes uint8
+            [batch, H, W, C] pixels of its size and normalises them. "resize": pixels of any height and width, which it also resizes and crops;
+            bilinear or bicubic, by the same filter as Pillow, without rounding to whole levels in between.
+        preprocessing: from a picture to the model's input, for a model that does not say so itself; stored in the file in any case.
 
     Raises:
         RequestError: a wrong option, an output that cannot be written, or an operation that ONNX lacks. Nothing was written.
@@ -86,6 +94,8 @@ def export_torchscript(
     labels: Labels = None,
     force: bool = False,
     batch_sizes: Sequence[int] = (1, 2, 5),
+    preprocess: str = "none",
+    preprocessing: Preprocessing | None = None,
 ) -> ExportReport:
     """Write a model as TorchScript, which PyTorch has deprecated: prefer `export_pt2`. Arguments and errors as in `export_onnx`.
 
@@ -106,6 +116,8 @@ def export_pt2(
     labels: Labels = None,
     force: bool = False,
     batch_sizes: Sequence[int] = (1, 2, 5),
+    preprocess: str = "none",
+    preprocessing: Preprocessing | None = None,
 ) -> ExportReport:
     """Write a model as a `torch.export` archive. Arguments and errors as in `export_onnx`.
 
@@ -120,29 +132,36 @@ def _export(format_: str, model: nn.Module | CapturedGraph, path: str | os.PathL
     request = check_request(path, **options)
     captured = model if isinstance(model, CapturedGraph) else capture(model, example_input)
     _check_labels(captured, request)
-    passed, passes = run_passes(captured, STANDARD_PASSES)
-    finished = finish(passed, request.precision, request.softmax)
+    known = preprocessing_in(captured, request)
+    front = _front(request, known)
+    graph, passes = run_passes(captured if front is None or front.normalize else normalize_in_graph(captured, front.preprocessing), STANDARD_PASSES)
+    finished = finish(graph, request.precision, request.softmax)
+    if front is not None:
+        finished = take_pixels(finished, front, request.batch_size)
     names = default_output_names(finished, "probabilities" if request.softmax else "logits")
     container = _lower(format_, finished, request, names)
 
-    reference = _reference(model)
-    example = example_input.detach().to("cpu", torch.float32)
-    check = _Check.prepare(nn.Sequential(reference, _Softmax()) if request.softmax else reference, example, request)
+    parts = [_reference(model)] + ([_Softmax()] if request.softmax else [])
+    if front is not None:
+        parts.insert(0, PixelInput(front.preprocessing, resize=front.resize, normalize=True))
+    reference = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+    checks = [_Check.prepare(reference, *pictures) for pictures in _picture_sets(example_input, front, request)]
     with _temporary(request.path, _SUFFIX[format_]) as draft:
         container.write(draft)
-        reports = check.run(format_, draft)
-        report = ParityReport.of([row for runtime in reports.values() for row in runtime.rows], check.expected.dtype)
+        reports = _run_checks(checks, format_, draft)
+        report = ParityReport.of([row for runtime in reports.values() for row in runtime.rows], checks[0].expected.dtype)
         report.require(f"{request.path} was not written: the {format_} file of {captured.info['name']}")
         metadata = build_metadata(
             format_,
             request,
             captured=finished,
             names=names,
+            preprocessing=known,
             weights_sha256=_weights_sha256(model),
             passes=passes,
             reports=reports,
             digests=container.digests(),
-            golden=check.golden(),
+            golden=checks[0].golden(),
         )
         container.write(draft, metadata)
         os.replace(draft, request.path)
@@ -156,6 +175,18 @@ def _export(format_: str, model: nn.Module | CapturedGraph, path: str | os.PathL
         passes=passes,
         metadata=metadata,
     )
+
+
+def _front(request: Request, preprocessing: Preprocessing | None) -> PixelInput | None:
+    """What the file does before the model, None for nothing.
+
+    In float32 the normalisation is left to the passes. In float16 it stays in front of the model, in float32: folded, its scale of 1/255 would
+    push small weights out of float16's range.
+    """
+    if request.preprocess == "none":
+        return None
+    assert preprocessing is not None
+    return PixelInput(preprocessing, resize=request.preprocess == "resize", normalize=request.precision != "fp32")
 
 
 def _lower(format_: str, captured: CapturedGraph, request: Request, names: Sequence[str]) -> Container:
@@ -197,37 +228,61 @@ class _Softmax(nn.Module):
         return torch.softmax(logits, dim=1)
 
 
+def _picture_sets(example: Tensor, front: PixelInput | None, request: Request) -> list[tuple[golden.Pictures, Tensor, Request]]:
+    """What a file is checked with: the golden pair, further pictures, and at which batches; a file for any size at more sizes than one."""
+    example = example.detach().to("cpu", torch.float32)
+    count = max(golden.COUNT, *(stop for _, stop in request.slices)) - golden.COUNT
+    if front is None:
+        finite = example[example.isfinite()]
+        pair = golden.Pictures.spanning(example.shape[1:], *((float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)))
+        return [(pair, make_pictures(example[:2], count), request)]
+    sets = []
+    for height, width in front.sizes_to_check():
+        pair = golden.Pictures.of_pixels(height, width, front.preprocessing.channel_count)
+        levels = torch.from_numpy(pair.values()).permute(0, 3, 1, 2).float()
+        noise = make_pictures(levels, golden.COUNT + count)[golden.COUNT :]
+        sets.append((pair, noise.round().to(torch.uint8).permute(0, 2, 3, 1), request))
+        request = replace(request, batch_sizes=(1,))
+    return sets
+
+
+def _run_checks(checks: Sequence[_Check], format_: str, path: Path) -> dict[str, ParityReport]:
+    """Each runtime's report on the file."""
+    batches = [batch for check in checks for batch in check.batches()]
+    reports = {}
+    for name, run in runtimes_for(format_).items():
+        results = iter(run(path, batches))
+        rows = [row for check in checks for row in check.compare([next(results) for _ in check.batches()], name).rows]
+        reports[name] = ParityReport.of(rows, checks[0].expected.dtype)
+    return reports
+
+
 @dataclass(frozen=True)
 class _Check:
     """The pictures that a file is checked with and what the reference makes of them; the golden pair comes first."""
 
     request: Request
     reference: nn.Module
+    pair: golden.Pictures
     pictures: Tensor
-    levels: np.ndarray
-    scale: float
-    offset: float
     expected: Expected
 
     @classmethod
-    def prepare(cls, reference: nn.Module, example: Tensor, request: Request) -> _Check:
-        """Runs the reference. `example` [N, ...] float32 gives range and shape, and up to two pictures."""
-        finite = example[example.isfinite()]
-        scale, offset = golden.scale_for(float(finite.min()), float(finite.max())) if finite.numel() else golden.scale_for(0, 0)
-        levels = golden.golden_levels(example.shape[1:])
-        pair = torch.from_numpy(golden.to_values(levels, scale, offset))
-        total = max(golden.COUNT, *(stop for _, stop in request.slices))
-        pictures = torch.cat([pair, make_pictures(example[:2], total - golden.COUNT)])
+    def prepare(cls, reference: nn.Module, pair: golden.Pictures, others: Tensor, request: Request) -> _Check:
+        """Runs the reference on the golden pair and on `others` [N, ...]."""
+        pictures = torch.cat([torch.from_numpy(pair.values()), others])
         expected = expect(reference, pictures, [*request.slices, (0, golden.COUNT)], dtype=DTYPES[request.precision])
-        return cls(request, reference, pictures, levels, scale, offset, expected)
+        return cls(request, reference, pair, pictures, expected)
 
-    def run(self, format_: str, path: Path) -> dict[str, ParityReport]:
-        """Each runtime's report on the file."""
+    def batches(self) -> list[np.ndarray]:
+        return [np.ascontiguousarray(self.pictures[start:stop].numpy()) for start, stop in self.expected.slices[:-1]]
+
+    def compare(self, results: Sequence[Outputs], runtime: str) -> ParityReport:
+        """The report on what a runtime returned for `batches`."""
         expected = self.expected
         assert expected.eager is not None
         wanted = replace(expected, slices=expected.slices[:-1], reference=expected.reference[:-1], eager=expected.eager[:-1])
-        batches = [np.ascontiguousarray(self.pictures[start:stop].numpy()) for start, stop in wanted.slices]
-        return {name: compare(run(path, batches), wanted, runtime=name) for name, run in runtimes_for(format_).items()}
+        return compare(results, wanted, runtime=runtime)
 
     def golden(self) -> dict[str, Any]:
         """The golden pair and what the reference says of it, for the file."""
@@ -240,8 +295,8 @@ class _Check:
             [np.where(np.isfinite(native), truth, native) for truth, native in zip(truths, natives, strict=True)]
             for truths, natives in zip(precise, eager, strict=True)
         ]
-        pair = golden.Golden(self.pictures[: golden.COUNT].numpy(), tuple(map(tuple, batches)), tuple(outputs), tolerance, self.expected.dtype)
-        return golden.encode(self.levels, self.scale, self.offset, pair)
+        found = golden.Golden(self.pair.values(), tuple(map(tuple, batches)), tuple(outputs), tolerance, self.expected.dtype)
+        return golden.encode(self.pair, found)
 
     def _golden_outputs(self, batches: list[list[int]]) -> tuple[list[Outputs], list[Outputs]]:
         """(float64, eager) first rows of each batch."""

@@ -38,16 +38,36 @@ def _hashed(count: int) -> NDArray[np.uint8]:
     return (value >> np.uint64(56)).astype(np.uint8)
 
 
-def to_values(levels: NDArray[np.uint8], scale: float, offset: float) -> NDArray[np.float32]:
-    """level · scale + offset in float32."""
-    return levels.astype(np.float32) * np.float32(scale) + np.float32(offset)
+@dataclass(frozen=True)
+class Pictures:
+    """The two pictures as they are stored.
 
+    Attributes:
+        levels: [2, ...] uint8.
+        scale, offset: value = level · scale + offset in float32; None for a file that takes the levels themselves.
+    """
 
-def scale_for(low: float, high: float) -> tuple[float, float]:
-    """(scale, offset) that map levels onto [low, high]; onto [-1, 1] where that is no range."""
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        low, high = -1.0, 1.0
-    return float(np.float32((high - low) / 255)), float(np.float32(low))
+    levels: NDArray[np.uint8]
+    scale: float | None = None
+    offset: float | None = None
+
+    @classmethod
+    def spanning(cls, shape: Sequence[int], low: float, high: float) -> Pictures:
+        """Pictures of `shape` whose values run from `low` to `high`; from −1 to 1 where that is no range."""
+        if not (np.isfinite(low) and np.isfinite(high) and low < high):
+            low, high = -1.0, 1.0
+        return cls(golden_levels(shape), float(np.float32((high - low) / 255)), float(np.float32(low)))
+
+    @classmethod
+    def of_pixels(cls, height: int, width: int, channels: int) -> Pictures:
+        """[2, height, width, channels]."""
+        return cls(np.ascontiguousarray(golden_levels((channels, height, width)).transpose(0, 2, 3, 1)))
+
+    def values(self) -> NDArray:
+        """What the file takes: [2, ...] float32, or uint8."""
+        if self.scale is None or self.offset is None:
+            return self.levels
+        return self.levels.astype(np.float32) * np.float32(self.scale) + np.float32(self.offset)
 
 
 def batches_for(batch_size: int | None) -> list[list[int]]:
@@ -65,29 +85,30 @@ class Golden:
     """The pair as it stands in a file.
 
     Attributes:
-        pictures: [2, ...] float32.
+        pictures: [2, ...] float32, or uint8 for a file that takes pixels.
         batches: numbers of the pictures in each batch.
         outputs: for each batch the first rows of the reference's outputs.
         tolerance: bound on the relative L2 error.
         dtype: what the file computes in.
     """
 
-    pictures: NDArray[np.float32]
+    pictures: NDArray
     batches: tuple[tuple[int, ...], ...]
     outputs: tuple[list[NDArray[np.float64]], ...]
     tolerance: float
     dtype: str
 
 
-def encode(levels: NDArray[np.uint8], scale: float, offset: float, golden: Golden) -> dict[str, Any]:
-    """The pair as JSON-able data; `levels`, `scale` and `offset` make its pictures."""
+def encode(pair: Pictures, golden: Golden) -> dict[str, Any]:
+    """The pair as JSON-able data; `pair` makes its pictures."""
+    rule = "the file takes them as they are" if pair.scale is None else "value = level * scale + offset in float32"
     return {
         "input": {
-            "encoding": "uint8 levels, zlib, base64; value = level * scale + offset in float32",
-            "shape": list(levels.shape),
-            "scale": scale,
-            "offset": offset,
-            "data": base64.b64encode(zlib.compress(levels.tobytes(), 9)).decode("ascii"),
+            "encoding": f"uint8 levels, zlib, base64; {rule}",
+            "shape": list(pair.levels.shape),
+            "scale": pair.scale,
+            "offset": pair.offset,
+            "data": base64.b64encode(zlib.compress(pair.levels.tobytes(), 9)).decode("ascii"),
         },
         "output_encoding": f"float64, little-endian, base64; the first {COUNT} rows",
         "batches": [
@@ -112,7 +133,7 @@ def decode(data: dict[str, Any]) -> Golden:
             [np.frombuffer(base64.b64decode(out["data"]), dtype="<f8").reshape(out["shape"]) for out in batch["outputs"]] for batch in data["batches"]
         ]
         return Golden(
-            to_values(levels, source["scale"], source["offset"]),
+            Pictures(levels, source["scale"], source["offset"]).values(),
             tuple(tuple(int(picture) for picture in batch["pictures"]) for batch in data["batches"]),
             tuple(outputs),
             float(data["tolerance"]),

@@ -13,6 +13,10 @@ from fastcnn.graph.ir import CapturedGraph, aten
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
+# The free sides of a picture [N, H, W, C], and sizes to trace them with: unlike each other and anything else in a graph.
+_SIDE_NAMES = {1: "height", 2: "width"}
+_FREE_SIDES = {1: 227, 2: 229}
+
 
 def finish(captured: CapturedGraph, precision: str, softmax: bool) -> CapturedGraph:
     """A copy whose constants are rounded once to `precision`; input and outputs stay float32: the file is a drop-in whatever it computes in.
@@ -63,21 +67,31 @@ def deployed_module(captured: CapturedGraph, batch_size: int | None = None) -> f
     source, outputs = captured.input_node, captured.output_nodes
     captured.graph.output_node().args = (outputs[0] if len(outputs) == 1 else tuple(outputs),)
     if batch_size is not None:
-        with captured.graph.inserting_after(source):
-            fixed = captured.graph.call_function(aten.view.default, (source, list(example_for(captured, batch_size).shape)))
-        source.replace_all_uses_with(fixed, delete_user_cb=lambda user: user is not fixed)
+        readers = list(source.users)
+        with captured.graph.inserting_before(source.next):
+            sizes = [captured.graph.call_function(aten.sym_size.int, (source, axis)) if size is None else size for axis, size in _sides(captured)]
+            fixed = captured.graph.call_function(aten.view.default, (source, [batch_size, *sizes]))
+        for reader in readers:
+            reader.replace_input_with(source, fixed)
     captured.tidy()
     return captured.module.eval()
 
 
+def _sides(captured: CapturedGraph) -> list[tuple[int, int | None]]:
+    return [(axis, size) for axis, size in enumerate(captured.input_shape) if axis > 0]
+
+
 def example_for(captured: CapturedGraph, batch_size: int | None) -> Tensor:
     """A tensor to trace with: two pictures where the batch is dynamic, since a size of 1 would be taken for a constant."""
-    return torch.zeros([batch_size or 2, *(int(size) for size in captured.input_shape[1:] if size is not None)], dtype=captured.input_dtype)
+    sizes = [_FREE_SIDES[axis] if size is None else size for axis, size in _sides(captured)]
+    return torch.zeros([batch_size or 2, *sizes], dtype=captured.input_dtype)
 
 
-def dynamic_batch(batch_size: int | None) -> tuple[dict[int, Any]] | None:
-    """`dynamic_shapes` of torch.export for one input."""
-    return ({0: torch.export.Dim("batch")},) if batch_size is None else None
+def dynamic_sizes(captured: CapturedGraph, batch_size: int | None) -> tuple[dict[int, Any]] | None:
+    """`dynamic_shapes` of torch.export: the batch unless it is fixed, and the free sides of a picture."""
+    free = {} if batch_size is not None else {0: torch.export.Dim("batch")}
+    free |= {axis: torch.export.Dim(_SIDE_NAMES[axis]) for axis, size in _sides(captured) if size is None}
+    return (free,) if free else None
 
 
 def default_output_names(captured: CapturedGraph, single: str = "logits") -> list[str]:

@@ -12,6 +12,7 @@ from fastcnn.export.request import Request
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.plan import PassReport
 from fastcnn.parity import ParityReport
+from fastcnn.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
 
@@ -35,13 +36,17 @@ def build_metadata(
     *,
     captured: CapturedGraph,
     names: Sequence[str],
+    preprocessing: Preprocessing | None,
     weights_sha256: str,
     passes: Sequence[PassReport],
     reports: Mapping[str, ParityReport],
     digests: Mapping[str, str],
     golden: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The object that `read_metadata` returns. `captured` is the graph in the file, `names` are those of its outputs."""
+    """The object that `read_metadata` returns. `captured` is the graph in the file, `names` are those of its outputs.
+
+    `preprocessing` leads from a picture to the model's input, and "preprocessing_in_file" says what the file does of it itself.
+    """
     info = captured.info
     shapes = [["batch" if size is None else size for size in node.meta["shape"]] for node in captured.output_nodes]
     if request.batch_size is not None:
@@ -60,10 +65,12 @@ def build_metadata(
         "precision": request.precision,
         "input": {
             "name": "input",
-            "layout": "NCHW" if len(captured.input_shape) == 4 else "batch first",
-            "shape": [request.batch_size or "batch", *captured.input_shape[1:]],
-            "dtype": "float32",
-            "normalization": _normalization(info),
+            "layout": _layout(captured, request),
+            "shape": [request.batch_size or "batch", *_sizes(captured)],
+            "dtype": str(captured.input_dtype).removeprefix("torch."),
+            "normalization": _normalization(info, preprocessing),
+            "preprocessing": None if preprocessing is None else preprocessing.to_dict(),
+            "preprocessing_in_file": request.preprocess,
         },
         "outputs": [{"name": name, "shape": shape, "dtype": "float32"} for name, shape in zip(names, shapes, strict=True)],
         "labels": _labels(info, request, shapes[0]),
@@ -74,11 +81,26 @@ def build_metadata(
     }
 
 
-def _normalization(info: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How pixels become input, where the model says so."""
-    if not info.get("mean") or not info.get("std"):
+def _layout(captured: CapturedGraph, request: Request) -> str:
+    if request.preprocess != "none":
+        return "NHWC"
+    return "NCHW" if len(captured.input_shape) == 4 else "batch first"
+
+
+def _sizes(captured: CapturedGraph) -> list[int | str]:
+    """The sizes of one picture; free ones, which only a picture of any size has, by name."""
+    names = {1: "height", 2: "width"}
+    return [names[axis] if size is None else size for axis, size in enumerate(captured.input_shape) if axis > 0]
+
+
+def _normalization(info: Mapping[str, Any], preprocessing: Preprocessing | None) -> dict[str, Any] | None:
+    """How pixels become input, where the model says so; what files had before they had "preprocessing"."""
+    if preprocessing is not None and preprocessing.value_range != (0.0, 1.0):
         return None
-    return {"rule": "(pixel / 255 - mean) / std, per channel", "mean": list(info["mean"]), "std": list(info["std"])}
+    stats = info if preprocessing is None else preprocessing.to_dict()
+    if not stats.get("mean") or not stats.get("std"):
+        return None
+    return {"rule": "(pixel / 255 - mean) / std, per channel", "mean": list(stats["mean"]), "std": list(stats["std"])}
 
 
 def _labels(info: Mapping[str, Any], request: Request, shape: Sequence[int | str]) -> list[str] | None:

@@ -14,7 +14,7 @@ import onnx
 import torch
 
 from fastcnn.errors import RequestError
-from fastcnn.export.lowering import default_output_names, dynamic_batch, example_for
+from fastcnn.export.lowering import default_output_names, dynamic_sizes, example_for
 from fastcnn.export.request import DEFAULT_OPSET
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.plan import op_name
@@ -60,7 +60,7 @@ def _to_onnx(captured: CapturedGraph, opset: int, batch_size: int | None, output
                 captured.module.eval(),
                 (example_for(captured, batch_size),),
                 dynamo=True,
-                dynamic_shapes=dynamic_batch(batch_size),
+                dynamic_shapes=dynamic_sizes(captured, batch_size),
                 opset_version=opset,
                 input_names=["input"],
                 output_names=outputs,

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastcnn.errors import RequestError
+from fastcnn.errors import RequestError, UnknownNameError
+from fastcnn.preprocessing import Preprocessing
 
 PRECISIONS = ("fp32", "fp16")
+# What a file does of the preprocessing itself.
+PREPROCESS = ("none", "normalize", "resize")
 # Below 18 PyTorch lowers to 18 and onnx converts downwards, which fails on common operators; above 23 the runtimes are not there yet.
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
@@ -21,7 +24,7 @@ _CHECKED_PICTURES = 5
 
 @dataclass(frozen=True)
 class Request:
-    """One export. `batch_size` None means dynamic."""
+    """One export. `batch_size` None means dynamic, `preprocessing` None the model's own; `preprocess` is what the file does of it itself."""
 
     path: Path
     precision: str
@@ -30,6 +33,8 @@ class Request:
     softmax: bool
     labels: tuple[str, ...] | None
     opset: int = DEFAULT_OPSET
+    preprocess: str = "none"
+    preprocessing: Preprocessing | None = None
 
     @property
     def slices(self) -> tuple[tuple[int, int], ...]:
@@ -50,6 +55,8 @@ def check_request(
     labels: str | os.PathLike[str] | Sequence[str] | None,
     force: bool,
     opset: int | None = None,
+    preprocess: str = "none",
+    preprocessing: Preprocessing | None = None,
 ) -> Request:
     """Raises RequestError where the request cannot be met, before anything is computed or written."""
     if precision == "int8":
@@ -58,6 +65,8 @@ def check_request(
         raise RequestError(f"unknown precision {precision!r}; there are {' and '.join(PRECISIONS)}")
     if opset is not None and (isinstance(opset, bool) or opset not in OPSETS):
         raise RequestError(f"ONNX opset {opset} cannot be written: give one from {OPSETS[0]} to {OPSETS[-1]}")
+    if preprocess not in PREPROCESS:
+        raise UnknownNameError("preprocess", preprocess, PREPROCESS)
     fixed = None if batch_size == "dynamic" else batch_size
     if fixed is not None and (isinstance(fixed, bool) or not isinstance(fixed, int) or fixed < 1):
         raise RequestError(f"batch_size is a whole number from 1, or 'dynamic'; it is {batch_size!r}")
@@ -69,8 +78,10 @@ def check_request(
         batch_size=fixed,
         batch_sizes=tuple(batch_sizes),
         softmax=softmax,
-        labels=_labels(labels),
+        labels=None if labels is None else read_labels(labels),
         opset=DEFAULT_OPSET if opset is None else opset,
+        preprocess=preprocess,
+        preprocessing=preprocessing,
     )
 
 
@@ -91,10 +102,8 @@ def check_output(path: Path, force: bool) -> Path:
     return path
 
 
-def _labels(labels: str | os.PathLike[str] | Sequence[str] | None) -> tuple[str, ...] | None:
-    """Names of the classes in the order of the outputs, from a list or from a UTF-8 text file with one a line."""
-    if labels is None:
-        return None
+def read_labels(labels: str | os.PathLike[str] | Sequence[str]) -> tuple[str, ...]:
+    """Names of the classes in the order of the outputs, from a list or from a UTF-8 text file with one a line. Raises RequestError."""
     if not isinstance(labels, (str, os.PathLike)):
         return tuple(str(label) for label in labels)
     try:

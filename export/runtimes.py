@@ -1,4 +1,4 @@
-"""Run an exported file in the runtimes that users run it in: onnxruntime and OpenVINO, or PyTorch in a fresh process."""
+"""Run an exported file in the runtimes that users run it in: onnxruntime, OpenVINO, PyTorch (in a fresh process where a file is being checked)."""
 
 from __future__ import annotations
 
@@ -6,59 +6,133 @@ import importlib.util
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcnn.errors import ParityError
+from fastcnn.errors import BackendError, FileFormatError, ParityError, UnknownNameError
 
-Batches = Sequence[NDArray[np.float32]]
+Batches = Sequence[NDArray]
 Results = list[list[NDArray[np.float64]]]
+
+_TITLE = {"onnxruntime": "onnxruntime", "openvino": "OpenVINO", "torch": "PyTorch"}
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A file loaded into a runtime of this process.
+
+    Attributes:
+        run: a batch in the file's own layout and dtype → its outputs.
+        dtype: of the input, as the runtime says it: "float32" or "uint8"; None where it does not.
+        shape: of the input, as the runtime says it; None for a free size, and None altogether where it does not.
+    """
+
+    runtime: str
+    run: Callable[[NDArray], list[NDArray]]
+    dtype: str | None = None
+    shape: tuple[int | None, ...] | None = None
+
+
+def open_file(path: Path, format_: str, *, runtime: str | None = None, threads: int | None = None) -> OpenFile:
+    """Load a file to run it many times on the CPU.
+
+    Args:
+        format_: "onnx", "torchscript" or "pt2".
+        runtime: "onnxruntime" (the default) or "openvino" for ONNX, "torch" for the others.
+        threads: of onnxruntime and OpenVINO; their own choice by default. PyTorch has one setting for the process.
+
+    Raises:
+        UnknownNameError: a runtime that does not run this format.
+        BackendError: the runtime is not installed.
+        FileFormatError: the runtime refuses the file.
+    """
+    openers = {"onnxruntime": _open_onnxruntime, "openvino": _open_openvino} if format_ == "onnx" else {"torch": _open_torch}
+    runtime = runtime or next(iter(openers))
+    if runtime not in openers:
+        raise UnknownNameError(f"runtime of {format_} files", runtime, openers)
+    if importlib.util.find_spec(runtime) is None:
+        raise BackendError(f"{runtime} is not installed")
+    try:
+        return openers[runtime](path, format_, threads)
+    except Exception as error:  # the runtimes' exceptions have no common base
+        raise FileFormatError(f"{path}: {_refusal(runtime, error)}") from error
 
 
 def runtimes_for(format_: str) -> dict[str, Callable[[Path, Batches], Results]]:
     """Name → function that runs a file of this format on the CPU, of the runtimes installed here.
 
-    The function takes batches [N, ...] float32 and returns float64 arrays, a list per batch; ParityError where the runtime refuses the file.
+    The function takes batches in the file's own layout and dtype and returns float64 arrays, a list per batch; ParityError where the runtime
+    refuses the file.
     """
     if format_ != "onnx":
         return {"torch": lambda path, batches: _run_fresh_process(format_, path, batches)}
-    runners: dict[str, Callable[[Path, Batches], Results]] = {"onnxruntime": _run_onnxruntime}
+    runners: dict[str, Callable[[Path, Batches], Results]] = {"onnxruntime": partial(_run_here, "onnxruntime")}
     if importlib.util.find_spec("openvino") is not None:
-        runners["openvino"] = _run_openvino
+        runners["openvino"] = partial(_run_here, "openvino")
     return runners
 
 
-def _run_onnxruntime(path: Path, batches: Batches) -> Results:
+def _open_onnxruntime(path: Path, format_: str, threads: int | None) -> OpenFile:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors: warnings about the optimizer's choices mean nothing to a user
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        (source,) = session.get_inputs()
-        return [_as_float64(session.run(None, {source.name: batch})) for batch in batches]
-    except Exception as error:  # the runtime's exceptions have no common base
-        raise _refused("onnxruntime", error) from error
+    options.intra_op_num_threads = threads or 0
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    (source,) = session.get_inputs()
+    dtype = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}.get(source.type, source.type)
+    shape = tuple(size if isinstance(size, int) else None for size in source.shape)
+    return OpenFile("onnxruntime", lambda batch: session.run(None, {source.name: batch}), dtype, shape)
 
 
-def _run_openvino(path: Path, batches: Batches) -> Results:
+def _open_openvino(path: Path, format_: str, threads: int | None) -> OpenFile:
     import openvino
 
+    core = openvino.Core()
+    # Without the hint, a CPU with AMX computes float32 models in bfloat16.
+    config: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = threads
+    compiled = core.compile_model(core.read_model(path.read_bytes()), "CPU", config)
+
+    def run(batch: NDArray) -> list[NDArray]:
+        answer = compiled([batch])
+        # Copied: the next batch reuses the buffers.
+        return [np.array(answer[port]) for port in compiled.outputs]
+
+    source = compiled.input(0)
+    shape = tuple(size.get_length() if size.is_static else None for size in source.partial_shape)
+    return OpenFile("openvino", run, str(np.dtype(source.element_type.to_dtype())), shape)
+
+
+def _open_torch(path: Path, format_: str, threads: int | None) -> OpenFile:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit.load says that it is deprecated
+        module = torch.jit.load(str(path), map_location="cpu") if format_ == "torchscript" else torch.export.load(path).module()
+
+    def run(batch: NDArray) -> list[NDArray]:
+        with torch.inference_mode():
+            result = module(torch.from_numpy(batch))
+        return [tensor.numpy() for tensor in ([result] if isinstance(result, torch.Tensor) else result)]
+
+    return OpenFile("torch", run)
+
+
+def _run_here(runtime: str, path: Path, batches: Batches) -> Results:
+    opener = {"onnxruntime": _open_onnxruntime, "openvino": _open_openvino}[runtime]
     try:
-        core = openvino.Core()
-        # Without the hint, a CPU with AMX computes float32 models in bfloat16.
-        compiled = core.compile_model(core.read_model(path.read_bytes()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        results = []
-        for batch in batches:
-            answer = compiled([batch])
-            # Copied: the next batch reuses the buffers.
-            results.append(_as_float64([np.array(answer[port]) for port in compiled.outputs]))
-        return results
-    except Exception as error:
-        raise _refused("OpenVINO", error) from error
+        opened = opener(path, "onnx", None)
+        return [_as_float64(opened.run(batch)) for batch in batches]
+    except Exception as error:  # the runtimes' exceptions have no common base
+        raise ParityError(_refusal(runtime, error)) from error
 
 
 def _run_fresh_process(format_: str, path: Path, batches: Batches) -> Results:
@@ -80,6 +154,6 @@ def _as_float64(arrays: Sequence[NDArray]) -> list[NDArray[np.float64]]:
     return [np.asarray(array, dtype=np.float64) for array in arrays]
 
 
-def _refused(runtime: str, error: Exception) -> ParityError:
+def _refusal(runtime: str, error: Exception) -> str:
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return ParityError(f"{runtime} cannot run the file: {reason}")
+    return f"{_TITLE[runtime]} cannot run the file: {reason}"

@@ -13,7 +13,7 @@ import torch
 
 from fastcnn.errors import RequestError
 from fastcnn.export.container import read_records
-from fastcnn.export.lowering import deployed_module, dynamic_batch, example_for
+from fastcnn.export.lowering import deployed_module, dynamic_sizes, example_for
 from fastcnn.graph.ir import CapturedGraph, aten
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def lower_pt2(captured: CapturedGraph, batch_size: int | None) -> dict[str, byte
     buffer = io.BytesIO()
     try:
         with torch.no_grad():
-            program = torch.export.export(deployed_module(captured), (example,), dynamic_shapes=dynamic_batch(batch_size))
+            program = torch.export.export(deployed_module(captured), (example,), dynamic_shapes=dynamic_sizes(captured, batch_size))
             for node in program.graph.nodes:
                 for origin in _ORIGINS:
                     node.meta.pop(origin, None)

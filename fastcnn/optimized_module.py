@@ -91,7 +91,7 @@ class OptimizedModule(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self.forward(x)
-        value = x.detach().to(self.lowered.input_dtype or self.dtype)
+        value = x.detach() if self.lowered.converts else x.detach().to(self.lowered.input_dtype or self.dtype)
         outputs = self.lowered.run(value) if self._is_ordinary(value) else self._run_plainly(value.to(self.dtype))
         if any(output.dtype != x.dtype for output in outputs):
             outputs = [output.to(x.dtype) if output.is_floating_point() else output for output in outputs]

@@ -60,7 +60,7 @@ class GroupMember(NamedTuple):
 
     x_ptr: Any  # [N, H, W, C], channels contiguous
     w_ptr: Any  # [K, R, S, C_padded], contiguous
-    bias_ptr: Any  # [K], or any float32 where bias_channels is 0
+    bias_ptr: Any  # [K], or any bias where bias_channels is 0; None if no member has one
     bias_channels: Any  # K, or 0 for no bias
     residual_ptr: Any  # [N, P, Q, K], or any tensor where has_residual is 0; None if no member has one
     has_residual: Any  # 0 or 1
@@ -100,6 +100,7 @@ def _conv2d_group_kernel(
     first_tile_1, first_tile_2, first_tile_3,  # tiles of the members before it
     members,  # NUM_MEMBERS × GroupMember
     NUM_MEMBERS: tl.constexpr,
+    ANY_BIAS: tl.constexpr,
     ANY_RESIDUAL: tl.constexpr,
     EVEN_C: tl.constexpr,
     FLAT: tl.constexpr,
@@ -157,7 +158,8 @@ def _conv2d_group_kernel(
         first_tile = tl.where(reached, first_tiles[i], first_tile)
         x_ptr = tl.where(reached, members[i].x_ptr, x_ptr)
         w_ptr = tl.where(reached, members[i].w_ptr, w_ptr)
-        bias_ptr = tl.where(reached, members[i].bias_ptr, bias_ptr)
+        if ANY_BIAS:
+            bias_ptr = tl.where(reached, members[i].bias_ptr, bias_ptr)
         bias_channels = tl.where(reached, members[i].bias_channels, bias_channels)
         has_residual = tl.where(reached, members[i].has_residual, has_residual)
         relu = tl.where(reached, members[i].relu, relu)
@@ -356,6 +358,7 @@ def _run(
         tuple(members),
         device=first.device,
         NUM_MEMBERS=len(members),
+        ANY_BIAS=any_bias is not None,
         ANY_RESIDUAL=bool(residuals),
         EVEN_C=all(size.in_channels % config.block_k == 0 for size in sizes),
         FLAT=flat,

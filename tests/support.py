@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-# The engines that compute on a CPU. `triton` has tests of its own: here its kernels would be interpreted, which takes minutes for what takes milliseconds.
+# The engines that compute on a CPU. `triton` has tests of its own: its kernels are interpreted there, in minutes for what takes milliseconds.
 CPU_BACKENDS = ("torch", "onnxruntime", "openvino")
 
 

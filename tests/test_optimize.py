@@ -110,7 +110,7 @@ def test_auto_with_no_backend_left(monkeypatch):
     for name in BACKENDS:
         monkeypatch.setattr(type(engines._load(name)), "unsupported", lambda self, device, dtype: "not today")
 
-    with pytest.raises(BackendError, match="no backend can run this model: torch: not today; triton: .*; onnxruntime: not today"):
+    with pytest.raises(BackendError, match=r"no backend can run this model: torch: not today; triton: .*; onnxruntime: not today"):
         fastcnn.optimize(_model(), IMAGE)
 
 
@@ -160,7 +160,7 @@ def test_operation_without_onnx_operators():
 def test_dtypes(backend, dtype):
     model = fastcnn.create_model("residual_mnist")
     x = images(2, 1, 28, 28)
-    reason = get_engine(backend).unsupported(x.device, dtype)
+    reason = engines.get_engine(backend).unsupported(x.device, dtype)
     if reason:
         with pytest.raises(BackendError, match=f"backend '{backend}': "):
             fastcnn.optimize(model, x, dtype=dtype, backend=backend)

@@ -21,7 +21,7 @@ def layers(
     batch_size: Annotated[str, typer.Option(metavar="N,N…", help="Batch sizes, each measured apart.")] = "1,8,32,128",
     precision: Annotated[Precision, typer.Option(help="What every implementation computes in.")] = Precision.fp16,
     implementations: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME…", help="Of triton_stem, triton, triton_tma and library.  [default: all]")
+        str | None, typer.Option(metavar="NAME,NAME…", help="Of triton_stem, triton, triton_tma, cudnn_graph and library.  [default: all]")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write every variant's time.")] = None,
     choices_file: Annotated[

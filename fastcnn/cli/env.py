@@ -41,6 +41,7 @@ def _facts() -> dict[str, Any]:
 
     from fastcnn.bench.environment import cpu_model
     from fastcnn.engines import available_backends
+    from fastcnn.engines.triton.choices import cache_folder
 
     return {
         "versions": {"fastcnn": __version__, "python": platform.python_version(), **_versions()},
@@ -54,7 +55,7 @@ def _facts() -> dict[str, Any]:
         "cuda": _cuda(),
         "backends": available_backends(),
         "onnxruntime_providers": _providers(),
-        "caches": {"torchvision weights": os.path.join(torch.hub.get_dir(), "checkpoints")},
+        "caches": {"torchvision weights": os.path.join(torch.hub.get_dir(), "checkpoints"), "measured choices": str(cache_folder())},
     }
 
 

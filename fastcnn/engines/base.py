@@ -23,6 +23,7 @@ class Lowered:
         reports: passes that the engine ran beyond those of the graph it was given.
         propagates_nan: whether a NaN or an infinity in the input comes out as eager PyTorch would give it.
         input_dtype: what `run` takes, where that is not the graph's dtype.
+        converts: `run` takes an input of any floating-point dtype, and gives its floating-point outputs in the same.
         memory: bytes that it holds at present, by what for, where it plans its memory.
         artifact: the file that the runtime loads, if it is one; `save` stores it, so that `load` need not make it again.
     """
@@ -32,6 +33,7 @@ class Lowered:
     reports: tuple[PassReport, ...] = ()
     propagates_nan: bool = False
     input_dtype: torch.dtype | None = None
+    converts: bool = False
     artifact: bytes | None = field(default=None, repr=False)
     memory: Callable[[], dict[str, int]] = dict
 

@@ -100,6 +100,10 @@ class CapturedGraph:
         """Name → tensor of every constant that the graph reads."""
         return {str(node.target): self.raw_constant(node) for node in self.graph.nodes if node.op == "get_attr"}
 
+    def set_constant(self, name: str, tensor: Tensor) -> None:
+        """Put `tensor` in the place of the constant `name`."""
+        _set_nested(self.module, name, tensor)
+
     # -- edits ---------------------------------------------------------------------------------------------------------
 
     def call(self, target: Callable[..., Any], args: tuple[Any, ...], *, before: fx.Node, like: fx.Node, shape: Shape | None = None) -> fx.Node:
@@ -122,14 +126,16 @@ class CapturedGraph:
         # A new module around the same graph takes along only the attributes that the graph reads.
         self.module = fx.GraphModule(self.module, self.graph)
 
-    def cast_constants(self, dtype: torch.dtype) -> None:
+    def cast_constants(self, dtype: torch.dtype, *, copy: bool = True) -> None:
         """Round every floating-point constant to `dtype`: the only rounding between the original weights and the fused ones.
 
-        Constants are copied even where no rounding is needed, so that nothing is shared with the model that was captured.
+        Constants are copied even where no rounding is needed, so that nothing is shared with the model that was captured; with `copy` False those
+        that are in `dtype` already stay shared with the graph that this one was made from.
         """
         module = fx.GraphModule(nn.Module(), fx.Graph())
         for name, tensor in self.constants().items():
-            _set_nested(module, name, tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone())
+            goal = dtype if tensor.is_floating_point() else tensor.dtype
+            _set_nested(module, name, tensor.to(goal, copy=copy))
         for node in self.graph.nodes:
             if node.op == "get_attr":
                 node.meta["dtype"] = dtype if node.meta["dtype"].is_floating_point else node.meta["dtype"]

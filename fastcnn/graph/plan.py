@@ -34,6 +34,7 @@ class PlanRow:
     Attributes:
         launch: the number of the launch that computes the step, where the engine counts them; steps of one launch share it, None needs no launch.
         milliseconds: of that launch at the batch that the engine prepared for, as measured on the device.
+        flops, bytes: of this step: operations, a multiply-add counted as two, and activations and weights read or written once.
         roofline_share: the time that the device's own ceilings allow that launch at best, over the time it takes.
     """
 
@@ -47,6 +48,8 @@ class PlanRow:
     launch: int | None = None
     milliseconds: float | None = None
     roofline_share: float | None = None
+    flops: int | None = None
+    bytes: int | None = None
 
 
 @dataclass(frozen=True)

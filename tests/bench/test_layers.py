@@ -18,6 +18,7 @@ from fastcnn.bench.layers import table_of, time_layers, write_layers
 from fastcnn.bench.precision import Precision
 from fastcnn.cli.bench_layers import layers
 from fastcnn.engines.triton.choices import parse_choices
+from fastcnn.engines.triton.options import IMPLEMENTATIONS
 from fastcnn.errors import BackendError, RequestError, UnknownNameError
 
 interpret_kernels()
@@ -36,7 +37,7 @@ def report(monkeypatch):
 def test_every_variant_of_every_layer(report, tmp_path):
     assert [len(layer.names) for layer in report.layers] == [1, 1]
     for layer in report.layers:
-        assert {candidate.implementation for candidate in layer.candidates} == {"triton_stem", "triton", "triton_tma", "library"}
+        assert {candidate.implementation for candidate in layer.candidates} == set(IMPLEMENTATIONS)
         assert all((candidate.milliseconds is None) == (candidate.reason is not None) for candidate in layer.candidates)
         assert layer.flops > 0
     first, second = report.layers

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fastcnn.errors import CaptureError, ParityError, RequestError
 from fastcnn.export import export_onnx, export_pt2, export_torchscript, exporter, read_metadata, torch_archive, verify_file
 from fastcnn.graph.capture import capture
-from fastcnn.models.registry import create_model
+from fastcnn.models import create_model, model_spec
 from fastcnn.models.weights import state_dict_sha256
 
 RUNTIMES = {
@@ -78,7 +78,15 @@ def test_metadata_describes_the_file(exported: tuple[str, Path]) -> None:
     assert metadata["versions"]["torch"] == importlib.metadata.version("torch")
     assert metadata.get("opset") == (20 if format_ == "onnx" else None)
     assert metadata["precision"] == "fp32"
-    assert metadata["input"] == {"name": "input", "layout": "NCHW", "shape": ["batch", 3, 12, 12], "dtype": "float32", "normalization": None}
+    assert metadata["input"] == {
+        "name": "input",
+        "layout": "NCHW",
+        "shape": ["batch", 3, 12, 12],
+        "dtype": "float32",
+        "normalization": None,
+        "preprocessing": None,
+        "preprocessing_in_file": "none",
+    }
     assert metadata["outputs"] == [{"name": "logits", "shape": ["batch", 4], "dtype": "float32"}]
     assert metadata["labels"] == ["a", "b", "c", "d"]
     assert any(line.startswith("fold_batch_norm: 1×") for line in metadata["passes"])
@@ -96,6 +104,7 @@ def test_a_registered_model_is_described_with_its_normalization_and_random_weigh
     assert metadata["model"]["options"]["num_classes"] == 10
     assert metadata["model"]["weights"] == "random (seed 3)"
     assert metadata["input"]["normalization"]["mean"] == [0.1307]
+    assert metadata["input"]["preprocessing"] == model_spec("simple_cnn").preprocessing.to_dict()
     assert "golden" not in report.to_dict()["metadata"]
     json.dumps(report.to_dict())
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fastcnn.errors import FileFormatError
-from fastcnn.export.golden import Golden, batches_for, decode, encode, golden_levels, scale_for, to_values
+from fastcnn.export.golden import Golden, Pictures, batches_for, decode, encode, golden_levels
 
 
 def test_levels_are_the_same_on_every_machine() -> None:
@@ -27,29 +28,29 @@ def test_levels_have_the_shape_and_differ_between_pictures_and_channels(shape: t
         assert not np.array_equal(levels[0, 0], levels[0, 1])
 
 
-def pair(levels: np.ndarray, scale: float, offset: float) -> Golden:
+def golden(pictures: Pictures) -> Golden:
     outputs = ([np.array([[1 / 3, np.nan, -np.inf]])], [np.array([[1 / 3, 0.1, 2.0], [1e-300, 2.0, 3.0]])])
-    return Golden(to_values(levels, scale, offset), ((0,), (0, 1)), outputs, 1e-5, "float32")
+    return Golden(pictures.values(), ((0,), (0, 1)), outputs, 1e-5, "float32")
 
 
-def test_a_pair_comes_back_bit_by_bit_and_is_small() -> None:
-    levels = golden_levels((3, 299, 299))
-    scale, offset = scale_for(-2.1, 2.6)
-    text = json.dumps(encode(levels, scale, offset, pair(levels, scale, offset)))
+@pytest.mark.parametrize("pictures", [Pictures.spanning((3, 299, 299), -2.1, 2.6), Pictures.of_pixels(299, 310, 3)], ids=["values", "pixels"])
+def test_a_pair_comes_back_bit_by_bit_and_is_small(pictures: Pictures) -> None:
+    text = json.dumps(encode(pictures, golden(pictures)))
     assert len(text) < 40_000
     back = decode(json.loads(text))
-    np.testing.assert_array_equal(back.pictures, to_values(levels, scale, offset))
+    np.testing.assert_array_equal(back.pictures, pictures.values())
+    assert back.pictures.dtype == (np.uint8 if pictures.scale is None else np.float32)
     assert (back.batches, back.tolerance, back.dtype) == (((0,), (0, 1)), 1e-5, "float32")
-    for own, other in zip(back.outputs, pair(levels, scale, offset).outputs, strict=True):
+    for own, other in zip(back.outputs, golden(pictures).outputs, strict=True):
         np.testing.assert_array_equal(own[0], other[0])
 
 
 def test_values_span_the_range() -> None:
-    values = to_values(np.array([0, 255], dtype=np.uint8), *scale_for(-2.5, 2.5))
-    np.testing.assert_allclose(values, [-2.5, 2.5], rtol=1e-6)
-    assert values.dtype == np.float32
-    for low, high in [(0.0, 0.0), (np.nan, 1.0), (2.0, 1.0)]:
-        np.testing.assert_allclose(to_values(np.array([0, 255], dtype=np.uint8), *scale_for(low, high)), [-1, 1], rtol=1e-6)
+    for low, high, expected in [(-2.5, 2.5, (-2.5, 2.5)), (0.0, 0.0, (-1, 1)), (np.nan, 1.0, (-1, 1)), (2.0, 1.0, (-1, 1))]:
+        made = Pictures.spanning((3, 8, 8), low, high)
+        values = replace(made, levels=np.array([0, 255], dtype=np.uint8)).values()
+        np.testing.assert_allclose(values, expected, rtol=1e-6)
+        assert values.dtype == np.float32
 
 
 def test_batches() -> None:
@@ -59,8 +60,8 @@ def test_batches() -> None:
 
 
 def test_a_damaged_pair_is_a_format_error() -> None:
-    levels = golden_levels((4,))
-    data = encode(levels, 1.0, 0.0, pair(levels, 1.0, 0.0))
+    pictures = Pictures(golden_levels((4,)), 1.0, 0.0)
+    data = encode(pictures, golden(pictures))
     for damage in (
         {"input": {**data["input"], "shape": [5, 5]}},
         {"input": {**data["input"], "data": "AAAA"}},

@@ -16,7 +16,7 @@ from fastcnn.export.request import OPSETS
 from fastcnn.graph.capture import capture
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.passes import STANDARD_PASSES, run_passes
-from fastcnn.models.registry import create_model
+from fastcnn.models import create_model
 
 
 def lowered(model: nn.Module, x: Tensor) -> CapturedGraph:

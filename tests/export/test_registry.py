@@ -11,7 +11,7 @@ from support import randomize_weights
 from torch import nn
 
 from fastcnn.export import export_onnx, verify_file
-from fastcnn.models.registry import create_model, list_models, model_spec
+from fastcnn.models import create_model, list_models, model_spec
 
 # Small pictures: the graph is the same, and pixels are what costs time. The Inceptions need some before their last pool.
 _SIDE = {"inception_v3": 107, "inception_v4": 107}

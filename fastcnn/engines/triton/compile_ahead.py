@@ -53,19 +53,15 @@ class CompileJob:
 
         return GPUTarget(*self.target)
 
-    def is_cached(self) -> bool:
-        """Whether the binary lies in Triton's cache on disk."""
+    def digest(self) -> str:
+        """The name under which Triton's cache on disk holds the binary."""
+        from triton._C.libtriton import get_cache_invalidating_env_vars
         from triton.compiler.compiler import make_backend
-        from triton.runtime.cache import get_cache_key, get_cache_manager
+        from triton.runtime.cache import get_cache_key
 
-        try:
-            from triton._C.libtriton import get_cache_invalidating_env_vars
-        except ImportError:
-            return False
-        source, backend = self.source(), make_backend(self.gpu_target())
-        key = get_cache_key(source, backend, backend.parse_options(dict(self.options)), env_vars=get_cache_invalidating_env_vars())
-        group = get_cache_manager(hashlib.sha256(key.encode()).hexdigest()).get_group(f"{source.name[:150]}.json")
-        return bool(group)
+        backend = make_backend(self.gpu_target())
+        key = get_cache_key(self.source(), backend, backend.parse_options(dict(self.options)), env_vars=get_cache_invalidating_env_vars())
+        return hashlib.sha256(key.encode()).hexdigest()
 
     def compile(self) -> Any:
         """The compiled kernel, now in the cache on disk too."""
@@ -91,7 +87,13 @@ def note_jobs(calls: Iterable[Callable[[], object]]) -> list[CompileJob]:
             return before(key=key, fn=fn, compile=compile, **others) if before is not None else None
         options = _with_tuples(json.loads(compile["specialization_data"])["options"])
         job = CompileJob(
-            fn.module, fn.name, compile["signature"], compile["constants"], compile["configs"][0], options, (target.backend, target.arch, target.warp_size)
+            fn.module,
+            fn.name,
+            compile["signature"],
+            compile["constants"],
+            compile["configs"][0],
+            options,
+            (target.backend, target.arch, target.warp_size),
         )
         jobs.setdefault((id(fn.jit_function), key), job)
         return True  # do not compile
@@ -110,12 +112,20 @@ def note_jobs(calls: Iterable[Callable[[], object]]) -> list[CompileJob]:
     return list(jobs.values())
 
 
+def missing_jobs(jobs: Iterable[CompileJob]) -> list[CompileJob]:
+    """Those whose binary is not in Triton's cache on disk, each binary once, in order."""
+    from triton.runtime.cache import get_cache_manager
+
+    by_digest = {job.digest(): job for job in reversed(list(jobs))}
+    return [job for digest, job in reversed(by_digest.items()) if not get_cache_manager(digest).get_group(f"{job.name[:150]}.json")]
+
+
 def compile_jobs(jobs: Iterable[CompileJob], seconds: float) -> int:
     """Compile what is not in Triton's cache yet, for at most `seconds`. Returns how many were compiled; a failure is found again by the launch.
 
     Ends the processes before it returns, whatever happens.
     """
-    missing = [job for job in jobs if not job.is_cached()]
+    missing = missing_jobs(jobs)
     count = min(len(missing) // 2, len(os.sched_getaffinity(0)), _MOST_PROCESSES)
     if len(missing) < _FEWEST or count < 2:
         return 0

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastcnn.engines.triton.cudnn_graph import CudnnGraphConvolution
 from fastcnn.engines.triton.steps import ConvolutionStep
 from fastcnn.errors import UnknownNameError
-from fastcnn.kernels.convolution import conv2d_bias_relu, device_limits, pack_weight
+from fastcnn.kernels.convolution import CHANNEL_MULTIPLE, conv2d_bias_relu, device_limits, pack_weight
 from fastcnn.kernels.convolution_configs import ConvConfig, ConvSize, choose_split_k, rank_configs
 from fastcnn.kernels.stem import pack_stem_weight, stem_conv2d
 from fastcnn.kernels.tma_convolution import conv2d_tma
@@ -150,11 +151,20 @@ class ConvWeights:
     @property
     def packed(self) -> Tensor:
         """[K, R, S, C_padded], as our kernels read it."""
-        return self._get("packed", pack_weight)
+        return self._get("packed", _pack)
 
     @property
     def stem(self) -> Tensor:
         return self._get("stem", pack_stem_weight)
+
+    @property
+    def bias_float32(self) -> Tensor:
+        """[K], zeros where there is no bias."""
+        bias = self.step.bias
+        return self._get(
+            "bias_float32",
+            lambda weight: torch.zeros(len(weight), device=weight.device) if bias is None else bias.to(torch.float32, copy=True),
+        )
 
     def _get(self, name: str, make: object) -> Tensor:
         if name not in self._packed:
@@ -164,6 +174,15 @@ class ConvWeights:
     def bytes(self) -> int:
         """Of the forms that are held."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self._packed.values())
+
+
+def _pack(weight: Tensor) -> Tensor:
+    """`pack_weight`, without a copy where a channels_last weight lies in that order already."""
+    k, c, r, s = weight.shape
+    if c % CHANNEL_MULTIPLE or not weight.permute(0, 2, 3, 1).is_contiguous():
+        return pack_weight(weight)
+    # The strides of dimensions of size 1 can be anything, and kernels read them.
+    return weight.as_strided((k, r, s, c), (r * s * c, s * c, c, 1))
 
 
 class Implementation(Protocol):
@@ -355,7 +374,7 @@ def _splits(problem: ConvProblem, operands: ConvOperands) -> list[tuple[int, int
     return list(zip(bounds[:-1], bounds[1:], operands.destinations, strict=True))
 
 
-_ALL: tuple[Implementation, ...] = (TritonConvolution(), TritonTma(), TritonStem(), LibraryConvolution())
+_ALL: tuple[Implementation, ...] = (TritonConvolution(), TritonTma(), TritonStem(), CudnnGraphConvolution(), LibraryConvolution())
 BY_NAME = {implementation.name: implementation for implementation in _ALL}
 
 

@@ -17,7 +17,6 @@ from fastcnn.graph.plan import PlanRow, op_name
 
 if TYPE_CHECKING:
     from fastcnn.engines.triton.executor import Executor
-    from fastcnn.engines.triton.program import Program
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _OLDEST = (8, 0)
@@ -63,16 +62,20 @@ class TritonEngine:
 
     def lower(self, captured: CapturedGraph, dtype: torch.dtype, artifact: bytes | None = None) -> Lowered:
         own = [*(["merge_sibling_projections"] if self.options.merge_siblings else []), "fuse_convolution_epilogue"]
+        # In the order of libraries and, for most channel counts, of our kernels: one copy serves both and the graph that is saved.
+        for name, tensor in captured.constants().items():
+            if tensor.dim() == 4:
+                captured.set_constant(name, tensor.contiguous(memory_format=torch.channels_last))
         fused, reports = run_passes(captured, own)
         # Merging computes in float64.
-        fused.cast_constants(dtype)
+        fused.cast_constants(dtype, copy=False)
         # Here, not above: without Triton the engine must still be able to say that it lacks it.
         from fastcnn.engines.triton.executor import Executor
 
         network = build_network(fused)
         device = next((tensor.device for tensor in fused.constants().values()), torch.device("cpu"))
         executor = Executor(network, device, dtype, self.options)
-        return Lowered(executor.run, lambda: _rows(executor, fused.usual_batch), reports, propagates_nan=True, memory=executor.memory)
+        return Lowered(executor.run, lambda: _rows(executor, fused.usual_batch), reports, propagates_nan=True, converts=True, memory=executor.memory)
 
 
 def _interprets() -> bool:
@@ -83,13 +86,25 @@ def _interprets() -> bool:
 
 
 def _rows(executor: Executor, batch: int) -> tuple[PlanRow, ...]:
+    """One row for each step of the program that serves `batch`; on a GPU with times and the share of them that its own ceilings allow."""
+    from fastcnn.engines.triton.roofline import measure_ceilings, work_of
+
     program = executor.program(batch)
-    times, shares = _times_and_shares(executor, program, batch)
+    work = [work_of(launch, program.batch, program.dtype.itemsize) for launch in program.launches]
+    times: list[float | None] = [None] * len(work)
+    shares = list(times)
+    if executor.device.type == "cuda":
+        times = [*executor.time_launches(batch)]
+        ceilings = measure_ceilings(executor.device, program.dtype, program.network.captured.allow_tf32)
+        shares = [
+            ceilings.milliseconds(sum(flops for flops, _ in steps), sum(bytes_ for _, bytes_ in steps)) / time if time else None
+            for steps, time in zip(work, times, strict=True)
+        ]
     rows: list[PlanRow] = []
     number = 0
-    for launch, milliseconds, share in zip(program.launches, times, shares, strict=True):
+    for launch, steps, milliseconds, share in zip(program.launches, work, times, shares, strict=True):
         runs = bool(launch.kernel)
-        for step in launch.steps:
+        for step, (flops, bytes_) in zip(launch.steps, steps, strict=True):
             rows.append(
                 PlanRow(
                     len(rows),
@@ -102,23 +117,9 @@ def _rows(executor: Executor, batch: int) -> tuple[PlanRow, ...]:
                     number if runs else None,
                     milliseconds if runs else None,
                     share if runs else None,
+                    flops,
+                    bytes_,
                 )
             )
         number += runs
     return tuple(rows)
-
-
-def _times_and_shares(executor: Executor, program: Program, batch: int) -> tuple[list[float | None], list[float | None]]:
-    """Of each launch its milliseconds, and the share of them that the GPU's own ceilings allow; None where there is no GPU to ask."""
-    nothing: list[float | None] = [None] * len(program.launches)
-    if executor.device.type != "cuda":
-        return nothing, nothing
-    from fastcnn.engines.triton.roofline import measure_ceilings, work_of
-
-    times = executor.time_launches(batch)
-    ceilings = measure_ceilings(executor.device, program.dtype, program.network.captured.allow_tf32)
-    shares: list[float | None] = [
-        ceilings.milliseconds(*work_of(launch, program.batch, program.dtype.itemsize)) / time if time else None
-        for launch, time in zip(program.launches, times, strict=True)
-    ]
-    return [*times], shares

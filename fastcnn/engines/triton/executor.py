@@ -12,17 +12,18 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fastcnn.engines.triton.choices import ChoiceStore
+from fastcnn.engines.triton.compile_ahead import compile_jobs, note_jobs
 from fastcnn.engines.triton.convolutions import ConvWeights
 from fastcnn.engines.triton.options import TritonOptions
 from fastcnn.engines.triton.program import Program, Values
 from fastcnn.engines.triton.steps import Network, is_picture
-from fastcnn.engines.triton.tuning import Chooser
+from fastcnn.engines.triton.tuning import CAPTURING, Chooser, device_milliseconds
 from fastcnn.errors import DeviceMemoryError
 from fastcnn.precision import float32_products
 
@@ -32,6 +33,11 @@ log = logging.getLogger(__name__)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 # Programs and graphs that are kept; the one used longest ago makes room.
 _MOST_PROGRAMS = 16
+# The most that compiling ahead takes; what is left over is compiled where it is launched.
+_COMPILE_SECONDS = 120.0
+
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -60,52 +66,27 @@ class Executor:
         self._uses_graph = self._is_cuda and options.cuda_graph
         self._pool: Any = None
         self._finished: torch.cuda.Event | None = None
-        self._side_streams: list[torch.cuda.Stream] = []
+        self._streams: list[torch.cuda.Stream] = []
 
     def run(self, x: Tensor) -> list[Tensor]:
-        """x: [N, …], N ≥ 1, any memory format → new tensors.
+        """x: [N, …], N ≥ 1, any memory format and floating-point dtype → new tensors, the floating-point ones in the dtype of x.
 
         Raises:
             DeviceMemoryError: the GPU has no room for this batch; smaller ones still run.
         """
-        count = x.shape[0]
-        with self._lock, torch.no_grad(), self._context():
-            ready = self._prepare(self._size_for(count))
-            if self._finished is not None:
-                torch.cuda.current_stream().wait_event(self._finished)
-            try:
-                outputs = self._replay(ready, x) if self._uses_graph else self._start(ready, x)
-                results = [output[:count].clone() for output in outputs]
-            except torch.cuda.OutOfMemoryError as error:
-                raise self._out_of_memory(count, error) from error
-            if self._is_cuda:
-                self._finished = torch.cuda.Event()
-                self._finished.record()
-            return results
+        with self._lock:
+            return self._in_memory(x.shape[0], lambda size: self._run(x, size))
 
     def program(self, batch: int) -> Program:
-        """The program that serves a batch, made if there is none yet."""
-        with self._lock, torch.no_grad(), self._context():
-            return self._program(self._size_for(batch))
+        """The program that serves a batch, made if there is none yet. Raises as `run`."""
+        with self._lock, self._context():
+            return self._in_memory(batch, self._program)
 
     def time_launches(self, batch: int) -> list[float]:
-        """Milliseconds of each launch of the program that serves a batch, one after the other on an idle GPU; 0 for steps without a launch."""
-        from fastcnn.engines.triton.tuning import device_milliseconds
-
-        with self._lock, torch.no_grad(), self._context():
-            ready = self._prepare(self._size_for(batch))
-            x = self._take_in(ready.program, torch.randn(self._input_shape(ready.program), device=self.device).to(self._dtype))
-            times: list[float] = []
-            launches = iter(ready.program.launches)
-
-            def timed(calls: list[Callable[[], None]]) -> None:
-                for call in calls:
-                    launch = next(launches)
-                    call()
-                    times.append(device_milliseconds(call, self.device) if launch.kernel else 0.0)
-
-            ready.program.run(ready.values, x, timed)
-            return times
+        """Milliseconds of each launch of the program that serves a batch, one after the other on an idle GPU; 0 for steps without a launch. Raises as
+        `run`."""
+        with self._lock, self._context():
+            return self._in_memory(batch, self._time_launches)
 
     def memory(self) -> dict[str, int]:
         """Bytes held now: packed weights, the arena of all activations, and inputs and outputs of the graphs."""
@@ -137,21 +118,20 @@ class Executor:
                 self._chooser.store.save()
             for dropped in [*self._programs][: -_MOST_PROGRAMS or None]:
                 del self._programs[dropped]
-                self._ready.pop(dropped, None)
+                if dropped in self._ready:
+                    self._wait_for_gpu()
+                    del self._ready[dropped]
         return self._programs[size]
 
     def _prepare(self, size: int) -> _Ready:
         if size in self._ready:
             self._programs[size] = self._programs.pop(size)  # the youngest now
             return self._ready[size]
-        try:
-            program = self._program(size)
-            self._make_room(program.arena.size)
-            ready = _Ready(program, program.bind(self._memory))
-            if self._uses_graph:
-                self._capture(ready)
-        except torch.cuda.OutOfMemoryError as error:
-            raise self._out_of_memory(size, error) from error
+        program = self._program(size)
+        self._make_room(program.arena.size)
+        ready = _Ready(program, program.bind(self._memory))
+        if self._uses_graph:
+            self._capture(ready)
         self._ready[size] = ready
         return ready
 
@@ -162,31 +142,41 @@ class Executor:
         self._forget()
         self._memory = torch.empty(size, dtype=torch.uint8, device=self.device)
 
-    def _forget(self) -> None:
+    def _wait_for_gpu(self) -> None:
+        """To the end of every call: those on other streams than that of an allocation may still use what is about to be freed or overwritten."""
         if self._is_cuda:
-            # Replays on other streams than that of the allocation may still use what is about to be freed.
-            torch.cuda.synchronize(self.device)
+            with CAPTURING:
+                torch.cuda.synchronize(self.device)
+
+    def _forget(self) -> None:
+        self._wait_for_gpu()
         self._ready.clear()
         self._pool = None
         self._memory = torch.empty(0, dtype=torch.uint8, device=self.device)
 
-    def _out_of_memory(self, count: int, error: Exception) -> DeviceMemoryError:
-        arena = self._programs[count].arena.size if count in self._programs else 0
+    def _out_of_memory(self, count: int, size: int, reason: str) -> DeviceMemoryError:
+        arena = self._programs[size].arena.size if size in self._programs else 0
         self._forget()
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.device)
         need = f"its activations take {arena / 2**30:.2f} GiB" if arena else "it could not be planned"
         return DeviceMemoryError(
             f"out of GPU memory at a batch of {count}: {need}, {free / 2**30:.2f} of {total / 2**30:.2f} GiB are free; give smaller batches "
-            f"({str(error).splitlines()[0][:120]})"
+            f"({reason.partition(chr(10))[0][:120]})"
         )
 
     # -- running -------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _context(self) -> Iterator[None]:
-        """The device and the precision in which everything here runs and is captured, whatever the caller's are."""
+        """The device and the modes in which everything here runs and is captured, whatever the caller's are; a replay needs none of it.
+
+        No inference mode: a tensor made in it could not be written to by a call outside of it.
+        """
         with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.autocast(self.device.type, enabled=False))
             if self._is_cuda:
                 stack.enter_context(torch.cuda.device(self.device))
             stack.enter_context(float32_products(tf32=self._network.captured.allow_tf32))
@@ -197,57 +187,128 @@ class Executor:
         return (program.batch, *(size for size in sizes if size is not None))
 
     def _take_in(self, program: Program, x: Tensor) -> Tensor:
-        """The input in the memory format that the program reads."""
+        """The input in the dtype and memory format that the program reads."""
+        x = x.to(self._dtype)
         if program.input_as_it_is or not is_picture(self._network.captured.input_node):
             return x.contiguous()
         return x.contiguous(memory_format=torch.channels_last)
 
-    def _start(self, ready: _Ready, x: Tensor) -> list[Tensor]:
-        def one_by_one(calls: list[Callable[[], None]]) -> None:
-            for call in calls:
-                call()
+    def _in_memory(self, count: int, work: Callable[[int], Result]) -> Result:
+        """`work(size)` for the size that serves `count` pictures; out of memory, everything is let go and the error is a clear one."""
+        size = self._size_for(count)
+        try:
+            return work(size)
+        except torch.cuda.OutOfMemoryError as error:
+            reason = str(error)
+        # Not while the error is handled: its traceback holds on to the memory that is to be freed.
+        raise self._out_of_memory(count, size, reason)
 
-        return ready.program.run(ready.values, self._take_in(ready.program, x), self._run_side_by_side if self._is_cuda else one_by_one)
+    def _time_launches(self, size: int) -> list[float]:
+        # The arena is written to: calls that are under way on other streams come to their end first.
+        self._wait_for_gpu()
+        ready = self._prepare(size)
+        noise = torch.randn(self._input_shape(ready.program), generator=torch.Generator(self.device).manual_seed(0), device=self.device)
+        times: list[float] = []
+        launches = iter(ready.program.launches)
+
+        def timed(calls: list[Callable[[], None]]) -> None:
+            for call in calls:
+                launch = next(launches)
+                call()
+                times.append(device_milliseconds(call, self.device) if launch.kernel else 0.0)
+
+        ready.program.run(ready.values, self._take_in(ready.program, noise), timed)
+        self._wait_for_gpu()
+        return times
+
+    def _run(self, x: Tensor, size: int) -> list[Tensor]:
+        count = x.shape[0]
+        # Before anything else is started: making a graph ready writes to the arena too.
+        stream = torch.cuda.current_stream(self.device) if self._is_cuda else None
+        if stream is not None and self._finished is not None:
+            stream.wait_event(self._finished)
+        ready = self._ready.get(size)
+        if ready is None or not self._uses_graph:
+            with self._context():
+                ready = self._prepare(size)
+                outputs = None if self._uses_graph else self._start(ready, x)
+        else:
+            self._programs[size] = self._programs.pop(size)  # the youngest now
+            outputs = None
+        if outputs is None:
+            outputs = self._replay(ready, x)
+        results = [_own(output if output.shape[0] == count else output[:count], x.dtype) for output in outputs]
+        if stream is not None:
+            if self._finished is None:
+                self._finished = torch.cuda.Event()
+            self._finished.record(stream)
+        return results
+
+    def _start(self, ready: _Ready, x: Tensor) -> list[Tensor]:
+        run_level = self._run_side_by_side if self._is_cuda else _one_by_one
+        return ready.program.run(ready.values, self._take_in(ready.program, x), run_level)
 
     def _replay(self, ready: _Ready, x: Tensor) -> list[Tensor]:
         assert ready.input is not None
         assert ready.outputs is not None
         assert ready.graph is not None
-        ready.input[: x.shape[0]].copy_(x)
+        # The copy converts dtype and memory format on its way.
+        (ready.input if ready.input.shape[0] == x.shape[0] else ready.input[: x.shape[0]]).copy_(x)
         ready.graph.replay()
         return ready.outputs
 
     def _capture(self, ready: _Ready) -> None:
         program = ready.program
         ready.input = self._take_in(program, torch.zeros(self._input_shape(program), dtype=self._dtype, device=self.device))
-        # One run first: kernels are compiled and libraries set up, none of which may happen during a capture.
-        warm = torch.cuda.Stream()
-        warm.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(warm):
-            program.run(ready.values, ready.input, self._run_side_by_side)
-        torch.cuda.current_stream().wait_stream(warm)
-        torch.cuda.synchronize(self.device)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        ready.graph = torch.cuda.CUDAGraph()
-        # Other threads of a service may allocate and launch meanwhile.
-        with torch.cuda.graph(ready.graph, pool=self._pool, capture_error_mode="thread_local"):
-            ready.outputs = program.run(ready.values, ready.input, self._run_side_by_side)
+        stream = self._stream(0)
+        compile_jobs(note_jobs([lambda: program.run(ready.values, ready.input, _one_by_one)]), _COMPILE_SECONDS)
+        # One run first, on the stream of the capture: kernels are loaded, libraries set up and given their workspace, none of which should happen
+        # during a capture.
+        with CAPTURING:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                program.run(ready.values, ready.input, self._run_side_by_side)
+            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.synchronize(self.device)
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            ready.graph = torch.cuda.CUDAGraph()
+            # Other threads of a service may allocate and launch meanwhile.
+            with torch.cuda.graph(ready.graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                ready.outputs = program.run(ready.values, ready.input, self._run_side_by_side)
+
+    def _stream(self, index: int) -> torch.cuda.Stream:
+        """Streams of this executor: the first is that of captures. Made one after the other, they are different ones: PyTorch deals out 32 in turn."""
+        while len(self._streams) <= index:
+            self._streams.append(torch.cuda.Stream(self.device))
+        return self._streams[index]
 
     def _run_side_by_side(self, calls: list[Callable[[], None]]) -> None:
         """The calls of one level, each on a stream of its own; in a CUDA graph they become branches without order."""
         if not self._options.concurrent or len(calls) < 2:
-            for call in calls:
-                call()
+            _one_by_one(calls)
             return
-        while len(self._side_streams) < len(calls) - 1:
-            self._side_streams.append(torch.cuda.Stream(self.device))
+        self._stream(len(calls) - 1)
         main = torch.cuda.current_stream()
-        sides = self._side_streams[: len(calls) - 1]
-        for side, call in zip(sides, calls[1:], strict=True):
-            side.wait_stream(main)
-            with torch.cuda.stream(side):
-                call()
-        calls[0]()
-        for side in sides:
-            main.wait_stream(side)
+        begun: list[torch.cuda.Stream] = []
+        try:
+            for side, call in zip(self._streams[1:], calls[1:], strict=False):
+                side.wait_stream(main)
+                begun.append(side)
+                with torch.cuda.stream(side):
+                    call()
+            calls[0]()
+        finally:
+            # After an error too: a capture that is left with a branch of its own cannot be ended.
+            for side in begun:
+                main.wait_stream(side)
+
+
+def _one_by_one(calls: list[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
+
+
+def _own(output: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy, a floating-point one in `dtype`."""
+    return output.to(dtype, copy=True) if output.is_floating_point() else output.clone()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 # In this order where nothing was measured: the first that can.
-IMPLEMENTATIONS = ("triton_stem", "triton", "triton_tma", "library")
+IMPLEMENTATIONS = ("triton_stem", "triton", "triton_tma", "cudnn_graph", "library")
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ class Program:
 
         ideal = self._place(())
         self.problems = {step: self._problem(step, ideal) for step in network.convolutions}
+        chooser.compile_ahead((problem, weights[step]) for step, problem in self.problems.items())
         self.choices = {step: chooser.choose(problem, weights[step]) for step, problem in self.problems.items()}
         bringing_memory = {step for step, choice in self.choices.items() if not BY_NAME[choice.implementation].in_place}
         self.levels = self._find_levels(self._place(bringing_memory))
@@ -212,18 +213,15 @@ class Program:
             problem = self.problems[step]
             if problem.groups == 1 and problem.input_channels_last:
                 by_level[self.levels[step]].append(step)
-        groups = []
-        for steps in by_level.values():
-            for chunk in _chunks(steps):
-                if len(chunk) < 2:
-                    continue
-                times = [self.choices[step].milliseconds for step in chunk]
-                alone = None if None in times else sum(time for time in times if time is not None)
-                problems = [self.problems[step] for step in chunk]
-                choice = self._chooser.choose_group(problems, [self._weights[step] for step in chunk], alone)
-                if choice is not None:
-                    groups.append((tuple(chunk), choice))
-        return groups
+        chunks = [chunk for steps in by_level.values() for chunk in _chunks(steps) if len(chunk) > 1]
+        wanted = []
+        for chunk in chunks:
+            times = [self.choices[step].milliseconds for step in chunk]
+            alone = None if None in times else sum(time for time in times if time is not None)
+            wanted.append(([self.problems[step] for step in chunk], [self._weights[step] for step in chunk], alone))
+        self._chooser.compile_groups_ahead(wanted)
+        choices = [self._chooser.choose_group(*arguments) for arguments in wanted]
+        return [(tuple(chunk), choice) for chunk, choice in zip(chunks, choices, strict=True) if choice is not None]
 
     def _lives(self) -> dict[Buffer, Life]:
         first: dict[Buffer, int] = {}

@@ -48,12 +48,14 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, tf32: bool) -> Ce
     return Ceilings(2e3 * _COPY_BYTES / copying, 2e3 * _GEMM_SIZE**3 / multiplying)
 
 
-def work_of(launch: Launch, batch: int, itemsize: int) -> tuple[int, int]:
-    """(floating-point operations, bytes) of a launch: those of its convolutions, or what its step reads and writes."""
+def work_of(launch: Launch, batch: int, itemsize: int) -> list[tuple[int, int]]:
+    """(floating-point operations, bytes) of each step of a launch: those of its convolution, or the pictures that it reads and writes."""
     if launch.problems:
-        return sum(problem.flops for problem in launch.problems), sum(problem.bytes for problem in launch.problems)
+        return [(problem.flops, problem.bytes) for problem in launch.problems]
+    if not launch.kernel:
+        return [(0, 0) for _ in launch.steps]
 
     def size(node: fx.Node) -> int:
         return batch * prod(node.meta["shape"][1:]) * itemsize if is_picture(node) else 0
 
-    return 0, sum(size(node) for step in launch.steps for node in (*step.reads, *step.writes))
+    return [(0, sum(size(node) for node in (*step.reads, *step.writes))) for step in launch.steps]

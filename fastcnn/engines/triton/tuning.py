@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import statistics
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastcnn.engines.triton.choices import Choice, ChoiceStore
-from fastcnn.engines.triton.convolutions import BY_NAME, ConvOperands, ConvProblem, ConvWeights, Implementation, implementations
+from fastcnn.engines.triton.compile_ahead import CompileJob, compile_jobs, note_jobs
+from fastcnn.engines.triton.convolutions import BY_NAME, TIMED_CONFIGS, ConvOperands, ConvProblem, ConvWeights, Implementation, implementations
 from fastcnn.engines.triton.options import TritonOptions
 from fastcnn.errors import BackendError
 from fastcnn.kernels.concat import concat_relu
 from fastcnn.kernels.convolution import device_limits
 from fastcnn.kernels.convolution_configs import ConvConfig, rank_configs
 from fastcnn.kernels.convolution_group import GroupedConv, conv2d_group
+from fastcnn.precision import exact_float32
 
 log = logging.getLogger(__name__)
 
 # A wrong index or a missed tile is wrong by far more than this; rounding to the dtype and another order of sums is not.
 _LARGEST_ERROR = {torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float32: 1e-4}
 _LARGEST_ERROR_TF32 = 5e-3
+
+# Of the time for measuring, what compiling ahead may take at most.
+_SHARE_FOR_COMPILING = 0.7
+
+# One capture at a time in a process, and nobody waits for a whole GPU meanwhile: CUDA has both fail.
+CAPTURING = threading.RLock()
 
 _RUNS_IN_A_GRAPH, _REPLAYS = 10, 5
 # Configurations of a grouped launch that are timed, in the order of their predicted speed.
@@ -42,6 +52,23 @@ class Chooser:
     def start_clock(self) -> None:
         """From now on `tuning_seconds` may be spent."""
         self._deadline = time.monotonic() + self.options.tuning_seconds
+
+    def compile_ahead(self, wanted: Iterable[tuple[ConvProblem, ConvWeights]]) -> None:
+        """Compile in parallel what `choose` will measure for these problems, the best guesses for all of them first."""
+        if self._can_measure():
+            unknown = [(problem, weights) for problem, weights in wanted if self.store.get(problem.key) is None]
+            compile_candidates(unknown, self._candidates, self.device, _SHARE_FOR_COMPILING * (self._deadline - time.monotonic()))
+
+    def compile_groups_ahead(self, groups: Iterable[tuple[Sequence[ConvProblem], Sequence[ConvWeights], float | None]]) -> None:
+        """Compile in parallel what `choose_group` will measure, its arguments given."""
+        jobs: list[CompileJob] = []
+        for problems, weights, alone in groups:
+            if self._can_measure() and self._measures_group(problems, alone):
+                operands = [make_operands(problem, self.device) for problem in problems]
+                fresh = [ConvWeights(weight.step) for weight in weights]
+                jobs += note_jobs([bind_group(problems, fresh, operands, config) for config in self._group_configs(problems)])
+        if jobs:
+            compile_jobs(jobs, _SHARE_FOR_COMPILING * (self._deadline - time.monotonic()))
 
     def choose(self, problem: ConvProblem, weights: ConvWeights) -> Choice:
         """The implementation for one convolution.
@@ -63,18 +90,13 @@ class Chooser:
 
     def choose_group(self, problems: Sequence[ConvProblem], weights: Sequence[ConvWeights], alone: float | None) -> Choice | None:
         """A configuration for one launch of several convolutions, or None where they are faster one by one, in `alone` milliseconds together."""
-        if self.options.grouped == "never" or "triton" not in self.options.implementations:
-            return None
-        key = "group: " + " | ".join(problem.key for problem in problems)
+        key = _group_key(problems)
         stored = self.store.get(key)
-        if self.options.grouped == "measured":
-            if stored is not None:
-                return stored if stored.variant else None
-            if alone is None or not self._can_measure():
-                return None
-        capability, multiprocessors = device_limits(self.device)
-        sizes = [problem.gemm for problem in problems]
-        configs = rank_configs(sizes, problems[0].dtype, problems[0].precision, capability, multiprocessors)[:_GROUP_CONFIGS]
+        if not self._measures_group(problems, alone):
+            return stored if self._may_group() and stored is not None and stored.variant else None
+        if self.options.grouped == "measured" and not self._can_measure():
+            return None
+        configs = self._group_configs(problems)
         if not self._can_measure():
             return Choice("triton_group", tuple(configs[0].encode()), None, "asked for")
         operands = [make_operands(problem, self.device) for problem in problems]
@@ -94,6 +116,20 @@ class Chooser:
         choice = Choice("triton_group", variant, best, "" if alone is None else f"{alone / best:.2f}× as fast as {len(problems)} launches")
         self.store.put(key, choice)
         return choice
+
+    def _may_group(self) -> bool:
+        return self.options.grouped != "never" and "triton" in self.options.implementations
+
+    def _measures_group(self, problems: Sequence[ConvProblem], alone: float | None) -> bool:
+        """Whether a group is timed, or taken untimed where that was asked for."""
+        if self.options.grouped == "measured" and (alone is None or self.store.get(_group_key(problems)) is not None):
+            return False
+        return self._may_group()
+
+    def _group_configs(self, problems: Sequence[ConvProblem]) -> list[ConvConfig]:
+        capability, multiprocessors = device_limits(self.device)
+        sizes = [problem.gemm for problem in problems]
+        return rank_configs(sizes, problems[0].dtype, problems[0].precision, capability, multiprocessors)[:_GROUP_CONFIGS]
 
     def _able(self, problem: ConvProblem) -> list[Implementation]:
         reasons = {implementation.name: implementation.why_not(problem, self.device) for implementation in self._candidates}
@@ -150,16 +186,44 @@ class Chooser:
             return None
 
 
+def compile_candidates(
+    wanted: Iterable[tuple[ConvProblem, ConvWeights]],
+    candidates: Sequence[Implementation],
+    device: torch.device,
+    seconds: float,
+    most: int | None = TIMED_CONFIGS,
+) -> None:
+    """Compile in parallel, for at most `seconds`, our kernels among the candidates for all these problems, the best guesses first.
+
+    Args:
+        most: as for `Implementation.variants`.
+    """
+    ranked: list[tuple[int, CompileJob]] = []
+    for problem, weights in {problem.key: (problem, weights) for problem, weights in wanted}.values():
+        operands, fresh = make_operands(problem, device), ConvWeights(weights.step)
+        for implementation in candidates:
+            if implementation.name.startswith("triton") and implementation.why_not(problem, device) is None:
+                for rank, variant in enumerate(implementation.variants(problem, device, most)):
+                    call = functools.partial(implementation.run, problem, variant, fresh, operands)
+                    ranked += [(rank, job) for job in note_jobs([call])]
+    ranked.sort(key=lambda item: item[0])
+    compile_jobs([job for _, job in ranked], seconds)
+
+
+def _group_key(problems: Sequence[ConvProblem]) -> str:
+    return "group: " + " | ".join(problem.key for problem in problems)
+
+
 def device_milliseconds(run: Callable[[], object], device: torch.device) -> float:
     """Median time of one run on the GPU, without the launch: replays of a CUDA graph of several runs, timed with events."""
-    with torch.cuda.device(device):
-        side = torch.cuda.Stream()
+    with CAPTURING, torch.cuda.device(device):
+        side = _timing_stream(device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             run()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             for _ in range(_RUNS_IN_A_GRAPH):
                 run()
         graph.replay()
@@ -172,6 +236,12 @@ def device_milliseconds(run: Callable[[], object], device: torch.device) -> floa
             end.synchronize()
             samples.append(start.elapsed_time(end) / _RUNS_IN_A_GRAPH)
         return statistics.median(samples)
+
+
+@functools.lru_cache
+def _timing_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all that is timed: PyTorch has 32 streams and deals them out in turn, also to those who want different ones."""
+    return torch.cuda.Stream(device)
 
 
 def make_operands(problem: ConvProblem, device: torch.device, seed: int = 0) -> ConvOperands:
@@ -194,7 +264,7 @@ def make_operands(problem: ConvProblem, device: torch.device, seed: int = 0) -> 
 def reference(problem: ConvProblem, weights: ConvWeights, operands: ConvOperands) -> Tensor:
     """The answer by PyTorch's own operations in float32: [N, K, P, Q]."""
     bias = None if weights.bias is None else weights.bias.float()
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with exact_float32():
         y = F.conv2d(operands.x.float(), weights.step.weight.float(), bias, problem.stride, problem.padding, problem.dilation, problem.groups)
     if operands.residual is not None:
         y += operands.residual.float()
@@ -209,7 +279,12 @@ def check_candidate(
     operands: ConvOperands,
     expected: Tensor,
 ) -> str | None:
-    """Why a candidate does not compute the convolution, or None: its error on random numbers, and whether NaN comes out where it must."""
+    """Why a candidate does not compute the convolution, or None: its error on random numbers, and whether NaN comes out where it must and nowhere
+    else."""
+    # What memory held before must not show: 0 times an old NaN is NaN, and so is what was not written. The first free block that fits is reused.
+    for destination in operands.destinations:
+        destination.fill_(torch.nan)
+    torch.full_like(expected, torch.nan, dtype=problem.dtype, memory_format=torch.channels_last)
     place_result(implementation, problem, variant, weights, operands, everything=True)
     y = torch.cat(operands.destinations, dim=1).float()
     error = float((y - expected).norm() / expected.norm().clamp_min(1e-30))

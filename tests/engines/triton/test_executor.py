@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -124,6 +127,51 @@ def test_out_of_memory_is_said_and_smaller_batches_still_run(captured, monkeypat
         fast(images(64, 3, 5, 5))
     assert executor._ready == {}
     torch.testing.assert_close(fast(images(4, 3, 5, 5)), model(images(4, 3, 5, 5)))
+
+
+def test_a_graph_made_in_inference_mode_serves_calls_outside_of_it_and_the_other_way_round(captured):
+    fast, model, _ = make(batch=3)
+    for batch in (2, 4):
+        with torch.inference_mode():
+            torch.testing.assert_close(fast(images(batch, 3, 5, 5)), model(images(batch, 3, 5, 5)))
+        with torch.no_grad():
+            torch.testing.assert_close(fast(images(batch - 1, 3, 5, 5)), model(images(batch - 1, 3, 5, 5)))
+        output = fast(images(batch, 3, 5, 5).requires_grad_())
+        assert not output.requires_grad
+        assert not output.is_inference()
+
+    assert captured == [2, 1, 4, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_copy_into_a_graph_converts(captured, dtype):
+    fast, model, executor = make(batch=2)
+    wanted = model(images(2, 3, 5, 5).to(dtype).float())
+    output = fast(images(2, 3, 5, 5).to(dtype))
+
+    assert output.dtype == dtype
+    torch.testing.assert_close(output, wanted.to(dtype), rtol=2e-3, atol=2e-3)
+    assert executor._ready[2].input.dtype == torch.float32
+
+
+def test_out_of_memory_lets_go_of_what_the_failed_call_held(captured, monkeypatch):
+    fast, _, executor = make()
+    fast(images(4, 3, 5, 5))
+    arena = weakref.ref(executor._memory)
+    held = weakref.ref(executor._ready[4].input)
+    freed: list[bool] = []
+    monkeypatch.setattr(Executor, "_replay", lambda *arguments: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("CUDA out of memory.")))
+
+    def empty_cache() -> None:
+        gc.collect()  # the graphs of these tests and what they belong to hold on to each other
+        freed.append(held() is None and arena() is None)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**34))
+
+    with pytest.raises(DeviceMemoryError, match="out of GPU memory at a batch of 4"):
+        fast(images(4, 3, 5, 5))
+    assert freed == [True]
 
 
 def test_an_interrupt_while_a_program_is_made_leaves_the_module_usable(captured, monkeypatch):

@@ -28,7 +28,7 @@ def test_the_plan_holds_times_and_shares(monkeypatch):
     fast = Builder(model, images(2, 1, 28, 28), check=False).build(TritonEngine(options))
     executor = fast.lowered.run.__self__
     program = executor.program(2)
-    work = [work_of(launch, 2, 4) for launch in program.launches]
+    work = [step for launch in program.launches for step in work_of(launch, 2, 4)]
 
     # 10 outputs of 24×24 from 25 products each; pools read four values for each that they write.
     assert work[0][0] == 2 * 2 * 10 * 24 * 24 * 25
@@ -39,5 +39,6 @@ def test_the_plan_holds_times_and_shares(monkeypatch):
     monkeypatch.setattr(executor, "device", torch.device("cuda"))
     rows = fast.plan.rows
     assert rows[0].milliseconds == 2.0
+    assert [(row.flops, row.bytes) for row in rows] == work
     assert rows[0].roofline_share == pytest.approx(1e3 * max(work[0][0] / 1e9, work[0][1] / 1e6) / 2.0)
     assert "of roofline" in str(fast.plan)

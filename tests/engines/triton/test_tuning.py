@@ -145,6 +145,26 @@ def test_a_candidate_that_loses_nan_is_left_out(clock, monkeypatch, caplog):
     assert "it loses NaN" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["triton", "library"])
+def test_what_memory_held_before_does_not_show(name, monkeypatch):
+    problem = dataclasses.replace(PROBLEM, concats=(0, 0))
+    implementation, weights, operands = BY_NAME[name], weights_of(problem), make_operands(problem, CPU)
+    run = type(implementation).run
+
+    def adds_what_was_there(self, problem, variant, weights, operands):
+        before = [destination.clone() for destination in operands.destinations]
+        y = run(self, problem, variant, weights, operands)
+        for destination, old in zip(operands.destinations, before, strict=True):
+            destination += 0 * old
+        return y + 0 * torch.cat(before, 1) if y is not None else None
+
+    expected = reference(problem, weights, operands)
+    variant = implementation.variants(problem, CPU)[-1]
+    assert check_candidate(implementation, problem, variant, weights, operands, expected) is None
+    monkeypatch.setattr(type(implementation), "run", adds_what_was_there)
+    assert check_candidate(implementation, problem, variant, weights, operands, expected) == "relative error nan, more than 0.0001"
+
+
 def test_a_candidate_that_does_not_run_is_passed_over(clock, monkeypatch):
     def fails(self, *arguments):
         raise RuntimeError("out of resource: shared memory")

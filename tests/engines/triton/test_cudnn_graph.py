@@ -1,0 +1,531 @@
+"""cuDNN's graph API: a stand-in for the package computes what it is told of on CPU memory; where the package is installed, it is asked too."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import enum
+import json
+import subprocess
+import sys
+import threading
+import types
+import zlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastcnn.engines.triton import cudnn_graph
+from fastcnn.engines.triton.choices import ChoiceStore
+from fastcnn.engines.triton.convolutions import BY_NAME, ConvOperands, ConvProblem, ConvWeights
+from fastcnn.engines.triton.cudnn_graph import ConvGraph, CudnnGraphConvolution, layout_of
+from fastcnn.engines.triton.options import TritonOptions
+from fastcnn.engines.triton.tuning import Chooser, check_candidate, make_operands, reference
+from fastcnn.errors import BackendError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+PROBLEM = ConvProblem(
+    dtype=torch.float16,
+    batch=2,
+    in_channels=8,
+    height=7,
+    width=5,
+    out_channels=16,
+    kernel=(3, 1),
+    stride=(1, 1),
+    padding=(1, 0),
+    dilation=(1, 1),
+    groups=1,
+    bias=True,
+    relu=True,
+    residual=False,
+    in_pitch=24,
+    pieces=(16,),
+    out_pitches=(40,),
+)
+TORCH_TYPES = {"HALF": torch.float16, "BFLOAT16": torch.bfloat16, "FLOAT": torch.float32}
+
+DataType = enum.Enum("DataType", list(TORCH_TYPES))
+Mode = enum.Enum("Mode", ["A", "B", "FALLBACK"])
+Note = enum.Enum("Note", ["TENSOR_CORE", "DOWN_CONVERT_INPUTS", "NONDETERMINISTIC"])
+
+
+class NotSupportedError(Exception):
+    pass
+
+
+class FakeTensor:
+    def __init__(self, **attributes):
+        self.__dict__.update(attributes)
+
+    def __getattr__(self, name):
+        if not name.startswith("set_"):
+            raise AttributeError(name)
+        return lambda value: (setattr(self, name.removeprefix("set_"), value), self)[1]
+
+
+class FakeGraph:
+    """Records what it is told; `execute` does it, in float32, on the memory at the addresses."""
+
+    def __init__(self, module, handle=None, **types_):
+        self.module, self.handle, self.types = module, handle, types_
+        self.tensors, self.operations, self.settings, self.built = {}, [], {}, None
+        module.graphs.append(self)
+
+    def tensor(self, name, uid, dim, stride, data_type):
+        self.tensors[name] = FakeTensor(uid=uid, dim=dim, stride=stride, data_type=data_type)
+        return self.tensors[name]
+
+    def _operation(self, name, **attributes):
+        self.operations.append((name, attributes))
+        self.tensors["y"] = FakeTensor()
+        return self.tensors["y"]
+
+    def conv_fprop(self, image, weight, padding, stride, dilation, compute_data_type, name):
+        return self._operation("conv_fprop", padding=padding, stride=stride, dilation=dilation)
+
+    def add(self, a, b, compute_data_type, name):
+        return self._operation("add", of=next(name for name, tensor in self.tensors.items() if tensor is b))
+
+    def relu(self, input, compute_data_type, name):
+        return self._operation("relu")
+
+    def validate(self):
+        assert self.tensors["y"].output
+
+    def build_operation_graph(self): ...
+
+    def create_execution_plans(self, modes):
+        self.settings["modes"] = modes
+
+    def deselect_numeric_notes(self, notes):
+        self.settings["notes"] = notes
+
+    def deselect_workspace_greater_than(self, size):
+        self.settings["workspace"] = size
+
+    def get_execution_plan_count(self):
+        return self.module.plans
+
+    def build_plan_at_index(self, index):
+        assert 0 <= index < self.module.plans
+        self.module.builds.append(index)
+        if index in self.module.broken:
+            raise NotSupportedError(f"plan {index} does not compile\nmore")
+        self.built = index
+
+    def get_workspace_size(self):
+        return 64
+
+    def serialize(self):
+        if not self.module.serialises:
+            raise RuntimeError("not serialisable")
+        tensors = {name: {**vars(tensor), "data_type": tensor.data_type.name} for name, tensor in self.tensors.items()}
+        return list(json.dumps([tensors, self.operations, self.built]).encode())
+
+    def deserialize(self, handle, data):
+        tensors, self.operations, self.built = json.loads(bytes(data))
+        self.tensors = {name: FakeTensor(**{**tensor, "data_type": DataType[tensor["data_type"]]}) for name, tensor in tensors.items()}
+
+    def _memory(self, name, addresses):
+        tensor = self.tensors[name]
+        dtype = TORCH_TYPES[tensor.data_type.name]
+        span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.dim, tensor.stride, strict=True))
+        address = addresses[tensor.uid]
+        assert address % 16 == 0
+        flat = torch.frombuffer((ctypes.c_uint8 * (span * dtype.itemsize)).from_address(address), dtype=dtype)
+        return flat.as_strided(tensor.dim, tensor.stride)
+
+    def execute(self, addresses, workspace, handle):
+        assert self.built is not None
+        assert workspace.numel() == 64
+        assert self.module.streams[handle] == 7
+        for name, attributes in self.operations:
+            if name == "conv_fprop":
+                x, weight = (self._memory(name, addresses).float() for name in ("x", "weight"))
+                y = F.conv2d(x, weight, None, attributes["stride"], attributes["padding"], attributes["dilation"])
+            elif name == "add":
+                y = y + self._memory(attributes["of"], addresses).float()
+            else:
+                y = y.relu()
+        self._memory("y", addresses).copy_(y)
+
+
+def make_module(version="1.32.0"):
+    module = types.ModuleType("cudnn")
+    module.__version__ = version
+    module.data_type, module.heur_mode, module.numerical_note = DataType, Mode, Note
+    module.cudnnGraphNotSupportedError = NotSupportedError
+    module.graphs, module.builds, module.broken, module.streams = [], [], set(), {}
+    module.plans, module.serialises = 4, True
+    module.backend_version = lambda: 92600
+    module.create_handle = object
+    module.set_stream = lambda handle, stream: module.streams.__setitem__(handle, stream)
+    module.pygraph = lambda **arguments: FakeGraph(module, **arguments)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    cudnn_graph.load.cache_clear()
+    cudnn_graph.missing.cache_clear()
+    yield
+    cudnn_graph.load.cache_clear()
+    cudnn_graph.missing.cache_clear()
+
+
+@pytest.fixture
+def cudnn(monkeypatch, tmp_path):
+    """The stand-in in place of the package, on CPU tensors, with a cache folder of its own."""
+    module = make_module()
+    monkeypatch.setitem(sys.modules, "cudnn", module)
+    monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=7))
+    return module
+
+
+class FakeStep:
+    def __init__(self, problem: ConvProblem) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.weight = (torch.randn(problem.out_channels, problem.in_channels, *problem.kernel, generator=generator) / 4).to(problem.dtype)
+        self.bias = torch.randn(problem.out_channels, generator=generator).to(problem.dtype) if problem.bias else None
+
+
+def weights_of(problem: ConvProblem) -> ConvWeights:
+    return ConvWeights(FakeStep(problem))  # type: ignore[arg-type]
+
+
+def run(implementation: CudnnGraphConvolution, problem: ConvProblem = PROBLEM, rank: int = 0) -> torch.Tensor:
+    operands = make_operands(problem, CPU)
+    implementation.run(problem, (rank,), weights_of(problem), operands)
+    return operands.destinations[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"residual": True, "dtype": torch.bfloat16},
+        {"relu": False, "bias": False, "dtype": torch.float32},
+        {"stride": (2, 1), "dilation": (2, 1), "padding": (2, 3)},
+        {"kernel": (1, 1), "padding": (0, 0), "height": 1, "width": 1, "batch": 1},
+        {"in_channels": 1, "in_pitch": 1, "out_channels": 1, "pieces": (1,), "out_pitches": (3,)},
+    ],
+    ids=["slices", "residual bf16", "plain fp32", "geometry", "one pixel", "one channel"],
+)
+def test_what_is_described_is_the_convolution(cudnn, changes):
+    problem = dataclasses.replace(PROBLEM, **changes)
+    weights, operands = weights_of(problem), make_operands(problem, CPU)
+
+    assert check_candidate(CudnnGraphConvolution(), problem, (0,), weights, operands, reference(problem, weights, operands)) is None
+
+
+def test_the_graph(cudnn):
+    run(CudnnGraphConvolution(), dataclasses.replace(PROBLEM, residual=True))
+    (graph,) = cudnn.graphs
+    tensors = graph.tensors
+
+    assert [name for name, _ in graph.operations] == ["conv_fprop", "add", "add", "relu"]
+    assert graph.types == {
+        "name": "convolution",
+        "io_data_type": DataType.HALF,
+        "intermediate_data_type": DataType.FLOAT,
+        "compute_data_type": DataType.FLOAT,
+    }
+    assert {name: tensor.dim for name, tensor in tensors.items()} == {
+        "x": [2, 8, 7, 5],
+        "weight": [16, 8, 3, 1],
+        "bias": [1, 16, 1, 1],
+        "residual": [2, 16, 7, 5],
+        "y": [2, 16, 7, 5],
+    }
+    assert {name: tensor.stride for name, tensor in tensors.items()} == {
+        "x": [7 * 5 * 24, 1, 5 * 24, 24],
+        "weight": [3 * 8, 1, 8, 8],
+        "bias": [16, 1, 16, 16],
+        "residual": [7 * 5 * 16, 1, 5 * 16, 16],
+        "y": [7 * 5 * 40, 1, 5 * 40, 40],
+    }
+    assert {name for name, tensor in tensors.items() if tensor.data_type is DataType.FLOAT} == {"bias"}  # what makes cuDNN fuse
+    assert len({tensor.uid for tensor in tensors.values()}) == len(tensors)
+    assert graph.settings == {"modes": [Mode.A, Mode.FALLBACK], "notes": [Note.NONDETERMINISTIC], "workspace": 64 << 20}
+
+
+@pytest.mark.parametrize(("tf32", "forbidden"), [(False, {"TENSOR_CORE", "DOWN_CONVERT_INPUTS"}), (True, {"DOWN_CONVERT_INPUTS"})])
+def test_float32_is_not_computed_in_less(cudnn, tf32, forbidden):
+    run(CudnnGraphConvolution(), dataclasses.replace(PROBLEM, dtype=torch.float32, tf32=tf32))
+
+    assert {note.name for note in cudnn.graphs[0].settings["notes"]} == forbidden | {"NONDETERMINISTIC"}
+
+
+@pytest.mark.parametrize("first", [8, 3], ids=["aligned", "not aligned"])
+def test_only_its_slice_is_written(cudnn, first):
+    memory = torch.full((2, 7, 5, 40), 3.0, dtype=torch.float16).permute(0, 3, 1, 2)
+    operands = make_operands(PROBLEM, CPU)
+    wide = torch.empty(2, 7, 5, 24, dtype=torch.float16).permute(0, 3, 1, 2)
+    x = wide[:, first : first + 8].copy_(operands.x)
+    weights = weights_of(PROBLEM)
+    CudnnGraphConvolution().run(PROBLEM, (0,), weights, ConvOperands(x, None, (memory[:, first : first + 16],)))
+
+    torch.testing.assert_close(memory[:, first : first + 16].float(), reference(PROBLEM, weights, operands), rtol=5e-3, atol=5e-3)
+    assert (memory[:, :first] == 3).all()
+    assert (memory[:, first + 16 :] == 3).all()
+
+
+def test_threads_share_one_plan(cudnn):
+    implementation, results = CudnnGraphConvolution(), []
+    barrier = threading.Barrier(6)
+
+    def work():
+        barrier.wait()
+        results.append(run(implementation))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert cudnn.builds == [0]
+    assert len(cudnn.streams) == 1
+    assert len(results) == 6
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_other_strides_and_other_ranks_are_other_plans(cudnn):
+    implementation = CudnnGraphConvolution()
+    run(implementation)
+    run(implementation, rank=2)
+    run(implementation, dataclasses.replace(PROBLEM, in_pitch=32))
+
+    assert cudnn.builds == [0, 2, 0]
+
+
+def test_the_next_process_reads_the_plan(cudnn, tmp_path):
+    expected = run(CudnnGraphConvolution())
+    (file,) = (tmp_path / "cudnn-plans").iterdir()
+    assert file.suffix == ".plan"
+
+    torch.testing.assert_close(run(CudnnGraphConvolution()), expected)
+    assert cudnn.builds == [0]
+
+    cudnn.backend_version = lambda: 92700  # another library's kernels
+    run(CudnnGraphConvolution())
+    assert cudnn.builds == [0, 0]
+    assert len(list(file.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"not a plan"])
+def test_a_damaged_file_is_replaced(cudnn, tmp_path, content):
+    run(CudnnGraphConvolution())
+    (file,) = (tmp_path / "cudnn-plans").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(content)
+
+    run(CudnnGraphConvolution())
+    assert cudnn.builds == [0, 0]
+    assert file.read_bytes() == whole
+
+
+def test_a_plan_that_cannot_be_kept_still_runs(cudnn, tmp_path, monkeypatch):
+    cudnn.serialises = False
+    run(CudnnGraphConvolution())
+    assert not (tmp_path / "cudnn-plans").exists()
+
+    cudnn.serialises = True
+    monkeypatch.setattr(cudnn_graph.os, "replace", lambda source, target: (_ for _ in ()).throw(OSError("no space left")))
+    run(CudnnGraphConvolution())
+    assert list((tmp_path / "cudnn-plans").iterdir()) == []
+
+
+@pytest.mark.parametrize(("rank", "broken", "built"), [(1, {1}, 2), (3, {3}, 0), (9, set(), 1)], ids=["the next", "from the start", "fewer plans"])
+def test_a_rank_that_is_not_there_gives_another(cudnn, rank, broken, built):
+    cudnn.broken = broken
+    run(CudnnGraphConvolution(), rank=rank)
+
+    assert cudnn.graphs[-1].built == built
+
+
+def test_no_plan_is_an_error_of_the_backend(cudnn):
+    cudnn.broken = {0, 1, 2, 3}
+    with pytest.raises(BackendError, match=r"no plan for HALF .* with weight \(16, 8, 3, 1\): plan 3 does not compile$"):
+        run(CudnnGraphConvolution())
+    cudnn.plans = 0
+    with pytest.raises(BackendError, match="none is offered"):
+        run(CudnnGraphConvolution())
+
+
+def test_the_tuner_times_its_plans_and_passes_over_what_does_not_run(cudnn, monkeypatch, tmp_path):
+    monkeypatch.setitem(BY_NAME, "cudnn_graph", CudnnGraphConvolution())
+    monkeypatch.setattr(CudnnGraphConvolution, "why_not", lambda self, problem, device: None)
+    monkeypatch.setattr(Chooser, "_can_measure", lambda self: self._has_time())
+    prices = {"cudnn_graph plan 1": 0.5}
+    monkeypatch.setattr(Chooser, "_time", lambda self, call, what: (call(), next((p for name, p in prices.items() if name in what), 1.0))[1])
+
+    def choose():
+        chooser = Chooser(CPU, TritonOptions(use_cache=False, implementations=("cudnn_graph", "library")), ChoiceStore(CPU, on_disk=False))
+        chooser.start_clock()
+        return chooser.choose(PROBLEM, weights_of(PROBLEM))
+
+    choice = choose()
+    assert (choice.implementation, choice.variant) == ("cudnn_graph", (1,))
+    assert set(cudnn.builds) == set(range(cudnn_graph.TIMED_PLANS))
+
+    cudnn.plans = 0
+    monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setitem(BY_NAME, "cudnn_graph", CudnnGraphConvolution())
+    assert choose().implementation == "library"
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "why"),
+    [
+        ({}, CPU, "a cpu device"),
+        ({"pieces": (8, 8), "out_pitches": (40, 8)}, CUDA, "several destinations"),
+        ({"groups": 2}, CUDA, "groups"),
+        ({"input_channels_last": False}, CUDA, "not channels_last"),
+        ({"dtype": torch.float64}, CUDA, "torch.float64"),
+        ({}, CUDA, None),
+    ],
+)
+def test_why_not(cudnn, changes, device, why):
+    reason = CudnnGraphConvolution().why_not(dataclasses.replace(PROBLEM, **changes), device)
+
+    assert reason is None if why is None else why in reason
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cudnn", None)
+
+    assert "pip install 'fastcnn[cudnn]'" in CudnnGraphConvolution().why_not(PROBLEM, CUDA)
+
+
+def test_a_package_that_is_too_old(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cudnn", make_module("1.9.0"))
+
+    assert CudnnGraphConvolution().why_not(PROBLEM, CUDA) == "nvidia-cudnn-frontend is 1.9.0; 1.14 or newer is needed"
+
+
+def test_a_survey_looks_at_more_plans():
+    implementation = CudnnGraphConvolution()
+
+    assert len(implementation.variants(PROBLEM, CUDA, None)) > len(implementation.variants(PROBLEM, CUDA)) == cudnn_graph.TIMED_PLANS
+
+
+@pytest.mark.parametrize("size", [(1, 8, 1, 1), (2, 8, 1, 1), (3, 8, 4, 1), (3, 8, 1, 4), (1, 8, 2, 3), (2, 1, 3, 4)], ids=str)
+def test_strides_of_sizes_of_one_are_those_of_nhwc(size):
+    n, c, h, w = size
+    tensor = torch.empty(n, h, w, c).permute(0, 3, 1, 2)
+    odd = tensor.as_strided(size, [stride if length > 1 else 999 for stride, length in zip(tensor.stride(), size, strict=True)])
+
+    assert layout_of(odd) == (size, (h * w * c, 1, w * c, c))
+
+
+def test_it_is_imported_when_it_is_used():
+    code = "import sys, fastcnn.engines.triton.convolutions; print('cudnn' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+H100 = {
+    "deviceName": "H100",
+    "cudaDeviceId": 0,
+    "deviceVer": 900,
+    "driverVer": 13000,
+    "multiProcessorCount": 132,
+    "regsPerBlock": 65536,
+    "warpSize": 32,
+    "maxSharedMemoryPerBlock": 49152,
+    "maxSharedMemoryPerBlockOptin": 232448,
+    "reservedSharedMemoryPerBlock": 1024,
+    "oversizedSharedMemoryPerBlock": 0,
+    "maxRegistersPerSM": 65536,
+    "maxCtasPerSM": 32,
+    "maxThreadsPerBlock": 1024,
+    "maxThreadsPerSM": 2048,
+    "pciDeviceId": 0,
+    "isTccDriver": 0,
+    "supportCoopLaunch": 1,
+    "totalGlobalMem": 80 << 30,
+    "smClockRateKHz": 1980000,
+    "memClockRateKHz": 2619000,
+    "l2CacheSize": 50 << 20,
+    "maxGridSize": [2147483647, 65535, 65535],
+    "maxBlockSize": [1024, 1024, 64],
+}
+
+
+@pytest.fixture
+def installed():
+    """The package itself and a GPU that it may plan for without having it."""
+    module = pytest.importorskip("cudnn", reason="nvidia-cudnn-frontend is not installed")
+    try:
+        return module, module.create_device_properties(json.dumps(H100))
+    except RuntimeError as error:
+        pytest.skip(f"this cuDNN cannot plan for a GPU that is not there: {error}")
+
+
+def graph_of(dtype: str, *, residual: bool = False, relu: bool = True, tf32: bool = False) -> ConvGraph:
+    x, y = layout_of(torch.empty(2, 17, 17, 64).permute(0, 3, 1, 2)[:, :32]), layout_of(torch.empty(2, 17, 17, 96).permute(0, 3, 1, 2)[:, 8:40])
+    other = layout_of(torch.empty(2, 32, 17, 17).to(memory_format=torch.channels_last))
+    return ConvGraph(dtype, x, (32, 32, 1, 7), other if residual else None, y, (1, 1), (0, 3), (1, 1), relu, tf32)
+
+
+@pytest.mark.parametrize("dtype", TORCH_TYPES)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_package_takes_the_graph(installed, dtype, residual, relu):
+    module, gpu = installed
+    graph = graph_of(dtype, residual=residual, relu=relu).describe(module, device_property=gpu)
+
+    graph.validate()
+    graph.build_operation_graph()
+    assert all(hasattr(module.numerical_note, note.name) for note in Note)
+
+
+def test_the_package_plans_and_keeps_the_plan(installed, tmp_path):
+    module, gpu = installed
+    file = tmp_path / "folder" / "one.plan"
+    plan = graph_of("FLOAT").plan(module, 0, device_property=gpu)  # precompiled: needs no driver
+    cudnn_graph._write(plan, file)
+
+    assert 0 <= plan.get_workspace_size() <= 64 << 20
+    assert [entry.name for entry in file.parent.iterdir()] == ["one.plan"]
+    if tuple(map(int, module.__version__.split(".")[:2])) >= (1, 30):  # that reads plans without a GPU
+        again = module.pygraph(device_property=gpu)
+        again.deserialize(list(zlib.decompress(file.read_bytes())))
+        assert again.get_workspace_size() == plan.get_workspace_size()
+
+
+def test_the_package_says_why_there_is_no_plan(installed):
+    module, gpu = installed
+    with pytest.raises(BackendError, match="no plan for HALF"):
+        dataclasses.replace(graph_of("HALF"), weight=(32, 31, 1, 7)).plan(module, 0, device_property=gpu)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("residual", [False, True])
+def test_on_a_gpu(tmp_path, monkeypatch, dtype, residual):
+    """In a slice, launched by itself and from a CUDA graph, by a plan that was built and one that was read."""
+    pytest.importorskip("cudnn", reason="nvidia-cudnn-frontend is not installed")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path))
+    problem = dataclasses.replace(PROBLEM, dtype=dtype, residual=residual, in_channels=32, in_pitch=96)
+    step, operands = FakeStep(problem), make_operands(problem, CUDA)
+    step.weight, step.bias = step.weight.to(CUDA), step.bias.to(CUDA)
+    weights = ConvWeights(step)  # type: ignore[arg-type]
+    expected = reference(problem, weights, operands)
+
+    for implementation in (CudnnGraphConvolution(), CudnnGraphConvolution()):
+        assert check_candidate(implementation, problem, (0,), weights, operands, expected) is None
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            implementation.run(problem, (0,), weights, operands)
+        operands.destinations[0].zero_()
+        graph.replay()
+        torch.testing.assert_close(operands.destinations[0].float(), expected, rtol=3e-2, atol=3e-2)
