@@ -25,13 +25,16 @@ from fastcnn.engines.triton.engine import TritonEngine
 from fastcnn.engines.triton.options import IMPLEMENTATIONS, TritonOptions
 from fastcnn.engines.triton.program import Program
 from fastcnn.engines.triton.steps import ConvolutionStep, build_network
-from fastcnn.engines.triton.tuning import Chooser, check_candidate, device_milliseconds, make_operands, place_result, reference
+from fastcnn.engines.triton.tuning import Chooser, check_candidate, compile_candidates, device_milliseconds, make_operands, place_result, reference
 from fastcnn.errors import RequestError
 from fastcnn.graph.capture import capture
 from fastcnn.graph.passes import run_passes
 from fastcnn.models.registry import model_spec
 
 SCHEMA = "fastcnn-layers/1"
+
+# The most that compiling all variants takes before the first is timed; what is left is compiled when its turn comes.
+_COMPILE_SECONDS = 300.0
 
 
 @dataclass
@@ -127,6 +130,9 @@ def time_layers(
     problems = [(problem, weights, paths) for batch in batch_sizes for problem, weights, paths in _problems(model, batch, precision, place)]
     report = LayerReport(model, precision.value, environment(device), False, [])
     try:
+        if place.type == "cuda":
+            progress(0, len(problems), "compiling")
+            compile_candidates([(problem, weights) for problem, weights, _ in problems], chosen, place, _COMPILE_SECONDS, None)
         for done, (problem, weights, paths) in enumerate(problems):
             progress(done, len(problems), paths[0])
             layer = Layer(problem.key, paths, problem.batch, problem.flops, problem.bytes)

@@ -14,7 +14,7 @@ from fastcnn.bench.peer import Peer, Prepared, channels_last, inference, placed
 from fastcnn.bench.subject import Subject
 from fastcnn.errors import BackendError
 
-EVERYWHERE = ("cpu", "cuda")
+EVERYWHERE: tuple[str, ...] = ("cpu", "cuda")
 
 
 class Eager(Peer):

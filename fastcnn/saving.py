@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from fastcnn._version import __version__
 from fastcnn.engines import get_engine
 from fastcnn.errors import BackendError, FileFormatError, RequestError
+from fastcnn.files import replacing
 from fastcnn.graph.plan import Plan
 from fastcnn.graph.serialization import graph_from_json, graph_to_json
 from fastcnn.optimized_module import OptimizedModule, Source
@@ -192,21 +192,10 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
     from safetensors.torch import save_file
 
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise RequestError(f"cannot write to the folder {path.parent}: {error.strerror}") from error
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata)
-        # mkstemp makes the file private; give it the mode that open() would have given.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise RequestError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        with replacing(path) as draft:
+            save_file(tensors, draft, metadata)
+    except SafetensorError as error:
+        raise RequestError(f"{path} cannot be written: {error}") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -146,9 +146,9 @@ def _concat_relu_kernel(
     if HAS_BIAS or RELU:
         y = x.to(tl.float32)
         if HAS_BIAS:
-            vectors_with_bias = vectors * ((bias_branches >> branch) & 1)
-            # -0.0 is what leaves every number as it is; +0.0 would turn -0.0 into 0.0.
-            y += tl.load(bias_ptr + channel, mask=vector < vectors_with_bias, other=-0.0).to(tl.float32)
+            has_bias = vector < vectors * ((bias_branches >> branch) & 1)
+            # Selected, for adding 0.0 would turn -0.0 into 0.0, and Triton 3.6 takes -0.0 for 0.0.
+            y = tl.where(has_bias, y + tl.load(bias_ptr + channel, mask=has_bias, other=0.0).to(tl.float32), y)
         if RELU:
             y = tl.where(y < 0.0, 0.0, y)  # a comparison, for it keeps NaN
         x = y.to(x.dtype)

@@ -287,14 +287,14 @@ def test_failure_in_the_middle_leaves_the_old_file_and_nothing_else(saved, monke
         fastcnn.save(_optimize(), saved, force=True)
 
     if isinstance(error, OSError):
-        assert str(caught.value) == f"cannot write {saved}: No space left on device"
+        assert str(caught.value) == f"{saved} cannot be written: No space left on device"
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_target_is_a_folder(tmp_path):
     (tmp_path / "model.fastcnn").mkdir()
-    with pytest.raises(RequestError, match="cannot write"):
+    with pytest.raises(RequestError, match="cannot be written"):
         fastcnn.save(_optimize(), tmp_path / "model.fastcnn", force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["model.fastcnn"]
 

@@ -42,7 +42,8 @@ def export(
         ),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="W", help="A .safetensors or .pth file, or a torchvision weights name.  [default: seeded random weights]")
+        str | None,
+        typer.Option(metavar="W", help="A .safetensors or .pth file, a torchvision weights name, or mnist.  [default: seeded random weights]"),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="The seed of random weights.  [default: 0]")] = None,
     precision: Annotated[Precision, typer.Option(help="The type of the weights and of the arithmetic.")] = Precision.fp32,

@@ -42,7 +42,10 @@ class Engine(Protocol):
     """One backend of `fastcnn.optimize`."""
 
     name: str
-    passes: Sequence[str]
+
+    @property
+    def passes(self) -> Sequence[str]:
+        """The passes that run over a graph before it is lowered."""
 
     def unavailable(self) -> str | None:
         """Why the engine cannot run on this machine, or None where it can."""

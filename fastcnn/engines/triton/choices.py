@@ -12,7 +12,6 @@ import logging
 import os
 import platform
 import re
-import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from fastcnn.errors import RequestError
+from fastcnn.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +69,10 @@ class ChoiceStore:
             document = {"schema": SCHEMA, "environment": self.environment, "choices": {key: asdict(merged[key]) for key in sorted(merged)}}
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.NamedTemporaryFile("w", dir=self.path.parent, prefix=f".{self.path.name}.", delete=False, encoding="utf-8") as file:
-                    json.dump(document, file, indent=1)
-                os.replace(file.name, self.path)
+                with replacing(self.path) as draft:
+                    draft.write_text(json.dumps(document, indent=1), encoding="utf-8")
                 self._new.clear()
-            except OSError as error:
+            except (OSError, RequestError) as error:
                 log.warning("the choices of implementations could not be written to %s: %s", self.path, error)
 
     def _read(self) -> dict[str, Choice]:

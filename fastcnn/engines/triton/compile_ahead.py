@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 _FEWEST = 6
 _MOST_PROCESSES = 32
 _SECONDS_TO_END = 2.0
+# Triton has one hook for the whole process.
+_noting = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,10 @@ def note_jobs(calls: Iterable[Callable[[], object]]) -> list[CompileJob]:
 
     target = driver.active.get_current_target()
     jobs: dict[tuple[int, str], CompileJob] = {}
-    here, before = threading.get_ident(), triton.knobs.runtime.jit_cache_hook
+    here = threading.get_ident()
 
     def note(*, key: str, fn: Any, compile: dict[str, Any], **others: Any) -> object:
+        # What other threads launch meanwhile is compiled and starts as ever.
         if threading.get_ident() != here:
             return before(key=key, fn=fn, compile=compile, **others) if before is not None else None
         options = _with_tuples(json.loads(compile["specialization_data"])["options"])
@@ -101,14 +104,16 @@ def note_jobs(calls: Iterable[Callable[[], object]]) -> list[CompileJob]:
     def bind(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         kernel.warmup(*arguments, grid=grid, **options)
 
-    triton.knobs.runtime.jit_cache_hook = note
-    try:
-        with instead_of_launching(bind):
-            for call in calls:
-                with contextlib.suppress(Exception):
-                    call()
-    finally:
-        triton.knobs.runtime.jit_cache_hook = before
+    with _noting:
+        before = triton.knobs.runtime.jit_cache_hook
+        triton.knobs.runtime.jit_cache_hook = note
+        try:
+            with instead_of_launching(bind):
+                for call in calls:
+                    with contextlib.suppress(Exception):
+                        call()
+        finally:
+            triton.knobs.runtime.jit_cache_hook = before
     return list(jobs.values())
 
 
@@ -129,11 +134,14 @@ def compile_jobs(jobs: Iterable[CompileJob], seconds: float) -> int:
     count = min(len(missing) // 2, len(os.sched_getaffinity(0)), _MOST_PROCESSES)
     if len(missing) < _FEWEST or count < 2:
         return 0
-    start, done = time.monotonic(), []
+    start = time.monotonic()
+    done: list[bool] = []
     todo: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     for job in missing:
         todo.put(pickle.dumps(job))
     with _workers(count) as workers:
+        if len(workers) < count:
+            return 0
         feeders = [threading.Thread(target=_feed, args=(worker, todo, done), daemon=True) for worker in workers]
         for feeder in feeders:
             feeder.start()
@@ -152,8 +160,11 @@ def _workers(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     command = [sys.executable, "-m", "fastcnn.engines.triton.compile_ahead"]
     workers: list[subprocess.Popen[bytes]] = []
     try:
-        for _ in range(count):
-            workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment))
+        try:
+            for _ in range(count):
+                workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment))
+        except OSError as error:
+            log.info("no processes to compile in: %s", error)
         yield workers
     finally:
         for worker in workers:

@@ -13,8 +13,6 @@ import hashlib
 import importlib
 import json
 import logging
-import os
-import tempfile
 import threading
 import zlib
 from collections.abc import Sequence
@@ -27,6 +25,7 @@ from torch import Tensor
 
 from fastcnn.engines.triton.choices import cache_folder, describe_environment
 from fastcnn.errors import BackendError
+from fastcnn.files import replacing
 
 if TYPE_CHECKING:
     from fastcnn.engines.triton.convolutions import ConvOperands, ConvProblem, ConvWeights
@@ -288,13 +287,7 @@ def _write(graph: Any, path: Path) -> None:
     try:
         data = zlib.compress(bytes(graph.serialize()))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(data)
-                file.flush()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with replacing(path) as draft:
+            draft.write_bytes(data)
     except Exception as error:
         log.debug("a cuDNN plan is not kept for the next process: %s", error)

@@ -130,6 +130,9 @@ class Executor:
         program = self._program(size)
         self._make_room(program.arena.size)
         ready = _Ready(program, program.bind(self._memory))
+        if self._is_cuda:
+            x = self._take_in(program, torch.zeros(self._input_shape(program), dtype=self._dtype, device=self.device))
+            compile_jobs(note_jobs([lambda: program.run(ready.values, x, _one_by_one)]), _COMPILE_SECONDS)
         if self._uses_graph:
             self._capture(ready)
         self._ready[size] = ready
@@ -261,10 +264,10 @@ class Executor:
         program = ready.program
         ready.input = self._take_in(program, torch.zeros(self._input_shape(program), dtype=self._dtype, device=self.device))
         stream = self._stream(0)
-        compile_jobs(note_jobs([lambda: program.run(ready.values, ready.input, _one_by_one)]), _COMPILE_SECONDS)
         # One run first, on the stream of the capture: kernels are loaded, libraries set up and given their workspace, none of which should happen
         # during a capture.
-        with CAPTURING:
+        # The outer stream context: a capture that cannot be ended would leave its own stream the current one.
+        with CAPTURING, torch.cuda.stream(torch.cuda.current_stream()):
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 program.run(ready.values, ready.input, self._run_side_by_side)
@@ -278,7 +281,7 @@ class Executor:
                 ready.outputs = program.run(ready.values, ready.input, self._run_side_by_side)
 
     def _stream(self, index: int) -> torch.cuda.Stream:
-        """Streams of this executor: the first is that of captures. Made one after the other, they are different ones: PyTorch deals out 32 in turn."""
+        """Streams of this executor; the first is that of captures. They are different ones, made in a row: PyTorch deals out 32 in turn."""
         while len(self._streams) <= index:
             self._streams.append(torch.cuda.Stream(self.device))
         return self._streams[index]

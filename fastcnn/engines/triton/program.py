@@ -78,8 +78,8 @@ class Program:
 
         ideal = self._place(())
         self.problems = {step: self._problem(step, ideal) for step in network.convolutions}
-        chooser.compile_ahead((problem, weights[step]) for step, problem in self.problems.items())
-        self.choices = {step: chooser.choose(problem, weights[step]) for step, problem in self.problems.items()}
+        choices = chooser.choose_all((problem, weights[step]) for step, problem in self.problems.items())
+        self.choices = dict(zip(self.problems, choices, strict=True))
         bringing_memory = {step for step, choice in self.choices.items() if not BY_NAME[choice.implementation].in_place}
         self.levels = self._find_levels(self._place(bringing_memory))
         self.groups = self._find_groups()

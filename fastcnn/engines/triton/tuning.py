@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastcnn.engines.triton.choices import Choice, ChoiceStore
 from fastcnn.engines.triton.compile_ahead import CompileJob, compile_jobs, note_jobs
-from fastcnn.engines.triton.convolutions import BY_NAME, TIMED_CONFIGS, ConvOperands, ConvProblem, ConvWeights, Implementation, implementations
+from fastcnn.engines.triton.convolutions import TIMED_CONFIGS, ConvOperands, ConvProblem, ConvWeights, Implementation, implementations
 from fastcnn.engines.triton.options import TritonOptions
 from fastcnn.errors import BackendError
 from fastcnn.kernels.concat import concat_relu
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 # A wrong index or a missed tile is wrong by far more than this; rounding to the dtype and another order of sums is not.
 _LARGEST_ERROR = {torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float32: 1e-4}
 _LARGEST_ERROR_TF32 = 5e-3
+
+# Known of cuDNN's fused ReLU, and no fault of ours.
+LOSES_NAN = "it loses NaN"
 
 # Of the time for measuring, what compiling ahead may take at most.
 _SHARE_FOR_COMPILING = 0.7
@@ -55,15 +58,14 @@ class Chooser:
 
     def compile_ahead(self, wanted: Iterable[tuple[ConvProblem, ConvWeights]]) -> None:
         """Compile in parallel what `choose` will measure for these problems, the best guesses for all of them first."""
-        if self._can_measure():
-            unknown = [(problem, weights) for problem, weights in wanted if self.store.get(problem.key) is None]
-            compile_candidates(unknown, self._candidates, self.device, _SHARE_FOR_COMPILING * (self._deadline - time.monotonic()))
+        if self.device.type == "cuda" and self._can_measure():
+            compile_candidates(wanted, self._candidates, self.device, _SHARE_FOR_COMPILING * (self._deadline - time.monotonic()))
 
     def compile_groups_ahead(self, groups: Iterable[tuple[Sequence[ConvProblem], Sequence[ConvWeights], float | None]]) -> None:
         """Compile in parallel what `choose_group` will measure, its arguments given."""
         jobs: list[CompileJob] = []
         for problems, weights, alone in groups:
-            if self._can_measure() and self._measures_group(problems, alone):
+            if self.device.type == "cuda" and self._can_measure() and self._measures_group(problems, alone):
                 operands = [make_operands(problem, self.device) for problem in problems]
                 fresh = [ConvWeights(weight.step) for weight in weights]
                 jobs += note_jobs([bind_group(problems, fresh, operands, config) for config in self._group_configs(problems)])
@@ -76,17 +78,41 @@ class Chooser:
         Raises:
             BackendError: none of those that may be used can compute it; names each and its reason.
         """
+        return self.choose_all([(problem, weights)])[0]
+
+    def choose_all(self, wanted: Iterable[tuple[ConvProblem, ConvWeights]]) -> list[Choice]:
+        """The implementation for each convolution, in order. Each implementation's best guess is measured for all of them before anyone's second for
+        the first: what is left undone when time is over matters least. Raises as `choose`."""
+        wanted = list(wanted)
+        unknown = {problem.key: (problem, weights) for problem, weights in wanted if self._known(problem) is None}
+        self.compile_ahead(unknown.values())
+        timed: dict[str, list[tuple[float, str, tuple[int, ...]]]] = {key: [] for key in unknown}
+        variants = {
+            key: [(implementation, implementation.variants(problem, self.device)) for implementation in self._able(problem)]
+            for key, (problem, _) in unknown.items()
+        }
+        for rank in range(max((len(some) for pairs in variants.values() for _, some in pairs), default=0)):
+            for key, (problem, weights) in unknown.items():
+                candidates = [(implementation, some[rank]) for implementation, some in variants[key] if rank < len(some)]
+                if candidates and self._can_measure():
+                    timed[key] += self._measure(problem, weights, candidates)
+        for key, results in timed.items():
+            if results:
+                self.store.put(key, _fastest(results))
+        return [self._known(problem) or self._predicted(problem) for problem, _ in wanted]
+
+    def _known(self, problem: ConvProblem) -> Choice | None:
+        """What needs no measuring: a stored choice that can still be had, or the only one that can."""
         able = self._able(problem)
         stored = self.store.get(problem.key)
         if stored is not None and any(stored.implementation == implementation.name for implementation in able):
             return stored
-        predicted = Choice(able[0].name, able[0].variants(problem, self.device)[0], None, "predicted, not measured")
-        candidates = [(implementation, variant) for implementation in able for variant in implementation.variants(problem, self.device)]
-        if len(candidates) == 1:
-            return Choice(predicted.implementation, predicted.variant, None, "the only one that can")
-        if not self._can_measure():
-            return predicted
-        return self._measure(problem, weights, candidates) or predicted
+        only = able[0].variants(problem, self.device)
+        return Choice(able[0].name, only[0], None, "the only one that can") if len(able) == len(only) == 1 else None
+
+    def _predicted(self, problem: ConvProblem) -> Choice:
+        first = self._able(problem)[0]
+        return Choice(first.name, first.variants(problem, self.device)[0], None, "predicted, not measured")
 
     def choose_group(self, problems: Sequence[ConvProblem], weights: Sequence[ConvWeights], alone: float | None) -> Choice | None:
         """A configuration for one launch of several convolutions, or None where they are faster one by one, in `alone` milliseconds together."""
@@ -144,37 +170,31 @@ class Chooser:
     def _can_measure(self) -> bool:
         return self.device.type == "cuda" and self._has_time()
 
-    def _measure(self, problem: ConvProblem, weights: ConvWeights, candidates: list[tuple[Implementation, tuple[int, ...]]]) -> Choice | None:
+    def _measure(
+        self, problem: ConvProblem, weights: ConvWeights, candidates: Sequence[tuple[Implementation, tuple[int, ...]]]
+    ) -> list[tuple[float, str, tuple[int, ...]]]:
+        """Milliseconds, implementation and variant of each candidate that is right, as far as there is time."""
         # Forms that lose are dropped with this; graphs that were captured before hold on to the others.
         weights = ConvWeights(weights.step)
         operands = make_operands(problem, self.device)
         expected = reference(problem, weights, operands)
-        timed: list[tuple[float, str, tuple[int, ...]]] = []
-        # Each implementation's best guess before anyone's second: what is left undone when time is over matters least.
-        ranked = sorted(candidates, key=lambda item: BY_NAME[item[0].name].variants(problem, self.device).index(item[1]))
-        for implementation, variant in ranked:
-            if timed and not self._has_time():
+        timed = []
+        for implementation, variant in candidates:
+            if not self._has_time():
                 break
             what = f"{implementation.label(problem, variant)} on {problem.key}"
             try:
                 reason = check_candidate(implementation, problem, variant, weights, operands, expected)
             except Exception as error:
-                log.debug("%s does not run: %s", what, error)
+                log.info("%s does not run: %s", what, error)
                 continue
             if reason:
-                log.warning("%s is left out: %s", what, reason)
+                log.log(logging.INFO if reason == LOSES_NAN else logging.WARNING, "%s is left out: %s", what, reason)
                 continue
             milliseconds = self._time(lambda i=implementation, v=variant: place_result(i, problem, v, weights, operands), what)  # type: ignore[misc]
             if milliseconds is not None:
                 timed.append((milliseconds, implementation.name, variant))
-        if not timed:
-            return None
-        timed.sort()
-        others = {name: milliseconds for milliseconds, name, _ in reversed(timed) if name != timed[0][1]}
-        why = f"fastest of {len(timed)}" + "".join(f"; {name} {time_ / timed[0][0]:.2f}× its time" for name, time_ in others.items())
-        choice = Choice(timed[0][1], timed[0][2], timed[0][0], why)
-        self.store.put(problem.key, choice)
-        return choice
+        return timed
 
     def _time(self, run: Callable[[], object], what: str) -> float | None:
         try:
@@ -182,8 +202,17 @@ class Chooser:
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
-            log.debug("%s could not be timed: %s", what, error)
+            log.info("%s could not be timed: %s", what, error)
             return None
+
+
+def _fastest(timed: Sequence[tuple[float, str, tuple[int, ...]]]) -> Choice:
+    """The choice among milliseconds, implementation and variant of each candidate."""
+    ordered = sorted(timed)
+    best, name, variant = ordered[0]
+    others = {other: milliseconds for milliseconds, other, _ in reversed(ordered) if other != name}
+    why = f"fastest of {len(ordered)}" + "".join(f"; {other} {milliseconds / best:.2f}× its time" for other, milliseconds in others.items())
+    return Choice(name, variant, best, why)
 
 
 def compile_candidates(
@@ -216,7 +245,8 @@ def _group_key(problems: Sequence[ConvProblem]) -> str:
 
 def device_milliseconds(run: Callable[[], object], device: torch.device) -> float:
     """Median time of one run on the GPU, without the launch: replays of a CUDA graph of several runs, timed with events."""
-    with CAPTURING, torch.cuda.device(device):
+    # The outer stream context: a capture that cannot be ended would leave its own stream the current one.
+    with CAPTURING, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
         side = _timing_stream(device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -300,7 +330,7 @@ def check_candidate(
     window = torch.ones(1, 1, *problem.kernel, device=operands.x.device)
     reached = F.conv2d(touched, window, None, problem.stride, problem.padding, problem.dilation) > 0
     kept = torch.cat(operands.destinations, dim=1).isnan()
-    return None if bool(kept[reached.expand_as(kept)].all()) else "it loses NaN"
+    return None if bool(kept[reached.expand_as(kept)].all()) else LOSES_NAN
 
 
 def place_result(

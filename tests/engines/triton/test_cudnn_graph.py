@@ -12,6 +12,7 @@ import sys
 import threading
 import types
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -336,7 +337,7 @@ def test_a_plan_that_cannot_be_kept_still_runs(cudnn, tmp_path, monkeypatch):
     assert not (tmp_path / "cudnn-plans").exists()
 
     cudnn.serialises = True
-    monkeypatch.setattr(cudnn_graph.os, "replace", lambda source, target: (_ for _ in ()).throw(OSError("no space left")))
+    monkeypatch.setattr(Path, "replace", lambda source, target: (_ for _ in ()).throw(OSError("no space left")))
     run(CudnnGraphConvolution())
     assert list((tmp_path / "cudnn-plans").iterdir()) == []
 

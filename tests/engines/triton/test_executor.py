@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 
@@ -172,6 +173,33 @@ def test_out_of_memory_lets_go_of_what_the_failed_call_held(captured, monkeypatc
     with pytest.raises(DeviceMemoryError, match="out of GPU memory at a batch of 4"):
         fast(images(4, 3, 5, 5))
     assert freed == [True]
+
+
+def test_branches_come_together_again_after_an_error_too(monkeypatch):
+    _, _, executor = make()
+    waits: list[tuple[str, str]] = []
+
+    class FakeStream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: FakeStream) -> None:
+            waits.append((self.name, other.name))
+
+    def fails() -> None:
+        raise RuntimeError("the branch fails")
+
+    main = FakeStream("main")
+    executor._streams = [FakeStream("capture"), FakeStream("one"), FakeStream("two")]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: main)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    executor._run_side_by_side([lambda: None] * 3)
+    assert waits == [("one", "main"), ("two", "main"), ("main", "one"), ("main", "two")]
+
+    waits.clear()
+    with pytest.raises(RuntimeError, match="the branch fails"):
+        executor._run_side_by_side([lambda: None, fails, lambda: None])
+    assert waits == [("one", "main"), ("main", "one")]
 
 
 def test_an_interrupt_while_a_program_is_made_leaves_the_module_usable(captured, monkeypatch):

@@ -14,6 +14,7 @@ from fastcnn.engines.triton.convolutions import BY_NAME, ConvProblem, ConvWeight
 from fastcnn.engines.triton.options import TritonOptions
 from fastcnn.engines.triton.tuning import Chooser, check_candidate, make_operands, reference
 from fastcnn.errors import BackendError
+from fastcnn.kernels import pack_weight
 
 CPU = torch.device("cpu")
 PROBLEM = ConvProblem(
@@ -116,6 +117,19 @@ def test_each_implementation_is_timed_before_anyones_second_variant(clock):
     assert ["aten" in what for what in timed[:2]].count(True) == 1
 
 
+def test_every_problem_gets_its_best_guesses_before_one_gets_the_rest(clock, monkeypatch):
+    _, timed = clock
+    problems = [PROBLEM, dataclasses.replace(PROBLEM, batch=3), PROBLEM]
+    chooses = chooser(implementations=("triton", "library"))
+    monkeypatch.setattr(Chooser, "_has_time", lambda self: len(timed) < 4)
+    choices = chooses.choose_all((problem, weights_of(problem)) for problem in problems)
+
+    assert ["n3" in what for what in timed] == [False, False, True, True]
+    assert ["aten" in what for what in timed] == [False, True, False, True]
+    assert [choice.milliseconds for choice in choices] == [1.0, 1.0, 1.0]
+    assert choices[0] == choices[2]
+
+
 def test_when_time_is_over_the_prediction_stands(clock):
     _, timed = clock
     choice = chooser(tuning_seconds=0).choose(PROBLEM, weights_of(PROBLEM))
@@ -138,6 +152,7 @@ def test_a_wrong_candidate_is_left_out_and_named(clock, monkeypatch, caplog):
 def test_a_candidate_that_loses_nan_is_left_out(clock, monkeypatch, caplog):
     prices, _ = clock
     prices["aten::conv2d"] = 0.1
+    caplog.set_level("INFO")
     run = LibraryConvolution.run
     monkeypatch.setattr(LibraryConvolution, "run", lambda self, *arguments: run(self, *arguments).nan_to_num())
 
@@ -217,6 +232,19 @@ def _other_values() -> list[tuple[dataclasses.Field, object]]:
         else:
             changed.append((field, torch.float16))
     return changed
+
+
+@pytest.mark.parametrize(("channels", "kernel", "copied"), [(32, (3, 1), False), (32, (1, 1), False), (6, (3, 1), True)])
+def test_a_channels_last_weight_is_not_packed_again(channels, kernel, copied):
+    weight = torch.randn(5, channels, *kernel).contiguous(memory_format=torch.channels_last)
+    step = FakeStep(dataclasses.replace(PROBLEM, in_channels=channels, kernel=kernel))
+    step.weight = weight
+    packed = ConvWeights(step).packed  # type: ignore[arg-type]
+
+    wanted = pack_weight(weight)
+    torch.testing.assert_close(packed, wanted, rtol=0, atol=0)
+    assert packed.stride() == wanted.stride()
+    assert (packed.data_ptr() != weight.data_ptr()) == copied
 
 
 def test_operands_lie_as_the_problem_says():
