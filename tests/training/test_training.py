@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -50,7 +49,7 @@ class StopAfter:
 
     def epoch(self, record, best):
         if record.epoch == self.epochs:
-            os.kill(os.getpid(), self.number)
+            signal.raise_signal(self.number)
 
 
 def digest(path: Path) -> str:
