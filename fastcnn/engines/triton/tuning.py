@@ -85,6 +85,9 @@ class Chooser:
         the first: what is left undone when time is over matters least. Raises as `choose`."""
         wanted = list(wanted)
         unknown = {problem.key: (problem, weights) for problem, weights in wanted if self._known(problem) is None}
+        if unknown and self._can_measure():
+            kept = f"; the choices are kept in {self.store.path}" if self.store.path else ""
+            log.info("measuring the implementations of %d convolutions, for at most %.0f s%s", len(unknown), self._deadline - time.monotonic(), kept)
         self.compile_ahead(unknown.values())
         timed: dict[str, list[tuple[float, str, tuple[int, ...]]]] = {key: [] for key in unknown}
         variants = {

@@ -96,12 +96,14 @@ def test_every_implementation_gives_the_reference(name, changes):
         torch.testing.assert_close(torch.cat(operands.destinations, 1)[1:].float(), expected[1:], rtol=5e-3, atol=5e-3)
 
 
-def test_the_fastest_is_kept_and_remembered(clock):
+def test_the_fastest_is_kept_and_remembered(clock, caplog):
     prices, timed = clock
     prices["aten::conv2d"] = 0.5
     chooses = chooser()
-    choice = chooses.choose(PROBLEM, weights_of(PROBLEM))
+    with caplog.at_level("INFO", logger="fastcnn"):
+        choice = chooses.choose(PROBLEM, weights_of(PROBLEM))
 
+    assert "measuring the implementations of 1 convolutions, for at most 60 s" in caplog.text
     assert (choice.implementation, choice.milliseconds) == ("library", 0.5)
     assert "triton 2.00× its time" in choice.why
     count = len(timed)
