@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fastcnn import __version__
+from fastcnn.cores import usable_cores
 
 # The first distribution found stands for its group: the builds of onnxruntime share one import name.
 _DISTRIBUTIONS = {
@@ -55,7 +56,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": {
             "model": cpu_model(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": usable_cores(),
             "isa": torch.backends.cpu.get_cpu_capability(),
         },
         "gpu": gpu() if device == "cuda" else None,

@@ -16,7 +16,6 @@ import torch
 
 from fastcnn.bench.environment import environment
 from fastcnn.bench.precision import Precision
-from fastcnn.bench.report import write_whole
 from fastcnn.bench.subject import model_under_test
 from fastcnn.engines.triton.choices import SCHEMA as CHOICES_SCHEMA
 from fastcnn.engines.triton.choices import Choice, ChoiceStore, describe_environment
@@ -27,6 +26,7 @@ from fastcnn.engines.triton.program import Program
 from fastcnn.engines.triton.steps import ConvolutionStep, build_network
 from fastcnn.engines.triton.tuning import Chooser, check_candidate, compile_candidates, device_milliseconds, make_operands, place_result, reference
 from fastcnn.errors import RequestError
+from fastcnn.files import write_text
 from fastcnn.graph.capture import capture
 from fastcnn.graph.passes import run_passes
 from fastcnn.models.registry import model_spec
@@ -190,7 +190,7 @@ def _runner(
 
 def write_layers(report: LayerReport, path: Path) -> None:
     """Everything that was measured, as JSON, in one move."""
-    write_whole(json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n", path)
+    write_text(path, json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
 
 
 def table_of(report: LayerReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

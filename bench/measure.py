@@ -28,7 +28,7 @@ from fastcnn.bench.precision import Precision
 from fastcnn.bench.results import BEST_PEER, GroupResult, RowResult, Status, WarmUp
 from fastcnn.bench.subject import Subject
 from fastcnn.bench.timing import Clock, HostTimer, MonotonicClock, Sample, Timer, make_timer
-from fastcnn.errors import BackendError, ParityError, RequestError
+from fastcnn.errors import BackendError, DeviceMemoryError, ParityError, RequestError
 from fastcnn.parity import Expected, bound, compare, expect, flatten
 
 
@@ -280,7 +280,7 @@ def is_out_of_memory(problem: BaseException | None) -> bool:
     if problem is None:
         return False
     words = ("out of memory", "can't allocate memory", "bad_alloc", "failed to allocate memory", "alloc_failed")
-    known = isinstance(problem, (torch.OutOfMemoryError, MemoryError))
+    known = isinstance(problem, (torch.OutOfMemoryError, MemoryError, DeviceMemoryError))
     return known or any(word in str(problem).lower() for word in words) or is_out_of_memory(problem.__cause__)
 
 

@@ -17,8 +17,9 @@ from fastcnn.bench import units
 from fastcnn.bench.load import StoredResult, parse_result
 from fastcnn.bench.page_sections import overviews, section_of
 from fastcnn.bench.page_source import Source, group_kind, group_title, words
-from fastcnn.bench.report import to_json, write_whole
+from fastcnn.bench.report import to_json
 from fastcnn.bench.results import BEST_PEER, BenchmarkReport, Status
+from fastcnn.files import write_text
 
 
 def make_page(result: StoredResult) -> str:
@@ -54,8 +55,8 @@ def make_page(result: StoredResult) -> str:
 
 
 def write_page(report: BenchmarkReport, path: Path) -> None:
-    """Writes the page of a run in one move. Raises OSError where the folder cannot be written to."""
-    write_whole(make_page(parse_result(to_json(report) + "\n", f"{path.stem}.json")), path)
+    """Writes the page of a run in one move. Raises RequestError where it cannot be written."""
+    write_text(path, make_page(parse_result(to_json(report) + "\n", f"{path.stem}.json")))
 
 
 def _headline(source: Source) -> Markup:

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from fastcnn.bench import plots, units
 from fastcnn.bench.load import StoredResult, read_result
-from fastcnn.bench.report import write_whole
 from fastcnn.bench.results import BEST_PEER, GroupResult, RowResult
 from fastcnn.errors import FastcnnError, FileFormatError
+from fastcnn.files import write_text
 
 _SECTION = re.compile(r"(<!-- results of (\S+), made by `make readme` -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
@@ -92,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1 if problems else 0
         made = generate(options.readme)
         for path, svg in made.pictures.items():
-            write_whole(svg, path)
-        write_whole(made.text, options.readme)
+            write_text(path, svg)
+        write_text(options.readme, made.text)
     except (FastcnnError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastcnn.bench import units
 from fastcnn.bench.results import BenchmarkReport, GroupResult, LadderRung, RooflineStep, RooflineTotal, RowResult, Status
 from fastcnn.bench.statistics import FEWEST_ROUNDS, Summary
+from fastcnn.files import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,18 +141,8 @@ def _print_table(columns: Sequence[str], lines: Sequence[Sequence[str]], console
 
 
 def write_json(report: BenchmarkReport, path: Path) -> None:
-    """Writes the whole report. Raises OSError where the folder cannot be written to."""
-    write_whole(to_json(report) + "\n", path)
-
-
-def write_whole(text: str, path: Path) -> None:
-    """Writes a text file in one move: nobody finds half of it. Raises OSError where the folder cannot be written to."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes the whole report. Raises RequestError where it cannot be written."""
+    write_text(path, to_json(report) + "\n")
 
 
 def to_json(report: BenchmarkReport) -> str:

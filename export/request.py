@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastcnn.errors import RequestError, UnknownNameError
+from fastcnn.files import check_target
 from fastcnn.preprocessing import Preprocessing
 
 PRECISIONS = ("fp32", "fp16")
@@ -73,7 +73,7 @@ def check_request(
     if not batch_sizes or min(batch_sizes) < 1:
         raise RequestError(f"batch_sizes must be whole numbers from 1; they are {tuple(batch_sizes)}")
     return Request(
-        path=check_output(Path(path), force),
+        path=check_target(Path(path), force),
         precision=precision,
         batch_size=fixed,
         batch_sizes=tuple(batch_sizes),
@@ -83,23 +83,6 @@ def check_request(
         preprocess=preprocess,
         preprocessing=preprocessing,
     )
-
-
-def check_output(path: Path, force: bool) -> Path:
-    """Raises RequestError unless a file can be written at `path`; nothing stays behind."""
-    if path.is_dir():
-        raise RequestError(f"{path} is a folder: give the name of a file")
-    if path.exists() and not force:
-        raise RequestError(f"{path} exists: force=True (--force) overwrites it")
-    if not path.parent.is_dir():
-        raise RequestError(f"{path} cannot be written: there is no folder {path.parent}")
-    try:
-        # Permission bits say nothing about a read-only disk, and nothing to root.
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise RequestError(f"{path} cannot be written: {path.parent}: {error.strerror}") from error
-    return path
 
 
 def read_labels(labels: str | os.PathLike[str] | Sequence[str]) -> tuple[str, ...]:

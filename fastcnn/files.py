@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,23 +22,52 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises RequestError if the folder cannot be written to.
     """
     path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{_DRAFT}{path.suffix}")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f"{_DRAFT}{path.suffix}", dir=path.parent)
+        # Not mkstemp, which makes the file private: this one gets the mode that the umask leaves, as any file that a program creates.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = stat.S_IMODE(temporary.stat().st_mode)
     except OSError as error:
         raise RequestError(f"{path} cannot be written: {error.strerror}") from error
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes the file private; give it the mode that open() would have given.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(mode)  # some writers, safetensors among them, put a private file of their own in its place
         temporary.replace(path)
     except OSError as error:
         raise RequestError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A UTF-8 file with plain line ends, whole or not at all. Raises RequestError if it cannot be written."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="\n")
+
+
+def check_target(path: Path, force: bool, option: str = "") -> Path:
+    """Finds out before the work whether a file can be written at `path`; nothing stays behind.
+
+    Args:
+        force: an existing file may be overwritten.
+        option: of the command line, that named the file.
+
+    Raises:
+        RequestError: it is a folder, exists without `force`, or its folder is missing or cannot be written to.
+    """
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder: give {option + ' ' if option else ''}the name of a file")
+    if path.exists() and not force:
+        raise RequestError(f"{path} exists: --force (force=True) overwrites it" + (f", or give {option} another name" if option else ""))
+    if not path.parent.is_dir():
+        raise RequestError(f"{path} cannot be written: there is no folder {path.parent}")
+    try:
+        # Permission bits say nothing about a read-only disk, and nothing to root.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written: {path.parent}: {error.strerror}") from error
+    return path
 
 
 def remove_drafts(folder: Path) -> None:

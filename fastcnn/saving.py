@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from fastcnn._version import __version__
 from fastcnn.engines import get_engine
 from fastcnn.errors import BackendError, FileFormatError, RequestError
-from fastcnn.files import replacing
+from fastcnn.files import check_target, replacing
 from fastcnn.graph.plan import Plan
 from fastcnn.graph.serialization import graph_from_json, graph_to_json
 from fastcnn.optimized_module import OptimizedModule, Source
@@ -36,11 +35,7 @@ def save(module: OptimizedModule, path: str | Path, *, force: bool = False) -> P
     """
     if not isinstance(module, OptimizedModule):
         raise RequestError(f"fastcnn.save takes what fastcnn.optimize returned, not a {type(module).__name__}")
-    path = Path(path)
-    if path.exists() and not force:
-        raise RequestError(f"{path} exists: give another name, or force=True to overwrite it")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise RequestError(f"cannot write to the folder {path.parent}")
+    path = check_target(Path(path), force)
     store = _Store()
     source = module.source
     try:

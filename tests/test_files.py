@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from fastcnn.errors import RequestError
-from fastcnn.files import remove_drafts, replacing
+from fastcnn.files import check_target, remove_drafts, replacing, write_text
 
 
 def test_appears_whole(tmp_path):
@@ -45,3 +45,24 @@ def test_drafts_of_a_killed_process(tmp_path):
     (tmp_path / "part.txt").touch()
     remove_drafts(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["part.txt"]
+
+
+def test_a_target_is_checked_before_the_work(tmp_path):
+    (tmp_path / "there").write_text("old")
+
+    assert check_target(tmp_path / "new", force=False) == tmp_path / "new"
+    assert check_target(tmp_path / "there", force=True) == tmp_path / "there"
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    for path, message in (
+        (tmp_path / "there", r"there exists: --force \(force=True\) overwrites it, or give --json another name"),
+        (tmp_path, "is a folder: give --json the name of a file"),
+        (tmp_path / "none" / "new", "there is no folder .*none"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            check_target(path, False, "--json")
+
+
+def test_text_has_plain_line_ends(tmp_path):
+    write_text(tmp_path / "a.txt", "ä\nb\n")
+
+    assert (tmp_path / "a.txt").read_bytes() == "ä\nb\n".encode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +12,9 @@ import typer
 
 from fastcnn.bench.precision import Precision
 from fastcnn.cli import output
-from fastcnn.cli.options import complete_model
+from fastcnn.cli.options import Device, complete_model
 from fastcnn.errors import RequestError
+from fastcnn.files import check_target
 
 if TYPE_CHECKING:
     from fastcnn.bench.measure import Progress
@@ -25,11 +25,6 @@ INTERRUPTED = 130
 
 # The rows that `fastcnn.bench.peers.PEERS` holds cannot be listed here: that would import torch for `--help`.
 _PEERS_HELP = "Rows by name or wildcard, as in eager,onnxruntime,fastcnn*.  [default: all]"
-
-
-class Device(StrEnum):
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 def bench(
@@ -69,9 +64,9 @@ def bench(
         raise RequestError("--peers names no row; leave it out for all of them")
     to_stdout = json_file == Path("-")
     if json_file is not None and not to_stdout:
-        check_file(json_file, force, "--json")
+        check_target(json_file, force, "--json")
     if html_file is not None:
-        check_file(html_file, force, "--html")
+        check_target(html_file, force, "--html")
         if json_file is not None and json_file.absolute() == html_file.absolute():
             raise RequestError(f"--json and --html both name {html_file}: give them two files")
     # Registry first: it knows every name without importing torch.
@@ -105,16 +100,6 @@ def bench(
         write_page(report, html_file)
         output.note(f"the page is {html_file}")
     _leave(report)
-
-
-def check_file(path: Path, force: bool, option: str) -> None:
-    """Finds out before the long run. Raises RequestError if the file exists and `force` is not given, or its folder is missing."""
-    if path.is_dir():
-        raise RequestError(f"{path} is a folder: give {option} the name of a file")
-    if path.exists() and not force:
-        raise RequestError(f"{path} exists: give --force to overwrite it, or {option} another name")
-    if not path.parent.is_dir():
-        raise RequestError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
 def _leave(report: BenchmarkReport) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +9,10 @@ import typer
 
 from fastcnn.bench.precision import Precision
 from fastcnn.cli import output
-from fastcnn.cli.bench import INTERRUPTED, _names, _numbers, check_file
+from fastcnn.cli.bench import INTERRUPTED, _names, _numbers
 from fastcnn.cli.options import complete_model
 from fastcnn.errors import BackendError, RequestError
+from fastcnn.files import check_target, write_text
 
 
 def layers(
@@ -36,7 +35,7 @@ def layers(
         raise RequestError("--implementations names none; leave it out for all of them")
     for path, option in ((json_file, "--json"), (choices_file, "--choices")):
         if path is not None:
-            check_file(path, force, option)
+            check_target(path, force, option)
     from fastcnn.models.registry import model_spec
 
     name = model_spec(model).name
@@ -51,10 +50,9 @@ def layers(
     import json
 
     from fastcnn.bench.layers import table_of, time_layers, write_layers
-    from fastcnn.bench.report import write_whole
     from fastcnn.engines.triton.options import IMPLEMENTATIONS
 
-    with _progress() as progress:
+    with output.progress_bar(name) as progress:
         report = time_layers(name, batch_sizes, precision, names=names or IMPLEMENTATIONS, progress=progress)
     columns, rows = table_of(report)
     output.note(f"{name}, {precision}, {torch.cuda.get_device_name()}")
@@ -63,24 +61,8 @@ def layers(
         write_layers(report, json_file)
         output.note(f"every variant's time is in {json_file}")
     if choices_file is not None:
-        write_whole(json.dumps(report.choices(torch.device("cuda")), indent=1) + "\n", choices_file)
+        write_text(choices_file, json.dumps(report.choices(torch.device("cuda")), indent=1) + "\n")
         output.note(f"the choices are in {choices_file}")
     if report.interrupted:
         output.line("interrupted")
         raise typer.Exit(INTERRUPTED)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr, nothing where nobody watches."""
-    screen = output.console(stderr=True)
-    if not screen.is_terminal:
-        yield lambda done, total, what: None
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=screen, transient=True
-    ) as bar:
-        task = bar.add_task("layers", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)

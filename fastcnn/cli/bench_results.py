@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastcnn.cli import output
-from fastcnn.cli.bench import CHECK_FAILED, bench, check_file
+from fastcnn.cli.bench import CHECK_FAILED, bench
 from fastcnn.cli.bench_layers import layers
 from fastcnn.cli.default_command import DefaultCommandGroup
 from fastcnn.cli.options import Json
 from fastcnn.errors import RequestError
+from fastcnn.files import check_target, write_text
 
 if TYPE_CHECKING:
     from fastcnn.bench.compare import Comparison, RowChange
@@ -87,16 +88,15 @@ def page(
     target = html_file or result.with_suffix(".html")
     if target.exists() and result.exists() and target.samefile(result):
         raise RequestError(f"{target} is the result itself: give --html another name")
-    check_file(target, force, "--html")
+    check_target(target, force, "--html")
 
     from fastcnn.bench.load import read_result
     from fastcnn.bench.page import make_page
-    from fastcnn.bench.report import write_whole
 
     stored = read_result(result)
     with output.working(f"drawing {target}"):
         text = make_page(stored)
-    write_whole(text, target)
+    write_text(target, text)
     output.note(f"the page is {target}")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from fastcnn import __version__
 from fastcnn.cli import output
 from fastcnn.cli.options import Json
+from fastcnn.cores import usable_cores
 
 # Distributions that a report of a problem should name; the first one found of a group stands for it.
 _DISTRIBUTIONS = {
@@ -48,7 +49,7 @@ def _facts() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": {
             "model": cpu_model(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": usable_cores(),
             "isa": torch.backends.cpu.get_cpu_capability(),
             "torch_threads": torch.get_num_threads(),
         },

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +13,7 @@ from fastcnn.cli import output
 from fastcnn.cli.options import Json, complete_model
 from fastcnn.cli.train import DataOption, DatasetOption, DownloadOption, ThreadsOption, WorkersOption, default_workers
 from fastcnn.errors import RequestError
+from fastcnn.files import check_target
 
 if TYPE_CHECKING:
     from fastcnn.data.pictures import Pictures
@@ -93,7 +93,7 @@ def evaluate(
             if predictor.preprocessing not in opened:
                 opened[predictor.preprocessing] = _open(dataset.value, data, split.value, predictor.preprocessing, download)
         pictures = opened[predictor.preprocessing]
-        with _progress(name) as advance:
+        with output.progress_bar(name) as advance:
             results[name] = run(predictor, pictures, source=name, limit=limit, batch_size=batch_size, workers=decoders, progress=advance)
     pictures = next(iter(opened.values()))
     differing = None
@@ -127,13 +127,9 @@ def _check(names: Sequence[str], compare: tuple[str, str] | None, sheet: Path | 
         raise RequestError("--sheet shows where two candidates disagree: give --compare A B")
     if confusion is not None and len(names) > 1:
         raise RequestError("--confusion draws the matrix of one model or file: name one")
-    for path in (sheet, confusion):
-        if path is None:
-            continue
-        if path.is_dir() or not path.parent.is_dir():
-            raise RequestError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
-        if path.exists() and not force:
-            raise RequestError(f"{path} exists: give --force to overwrite it")
+    for path, option in ((sheet, "--sheet"), (confusion, "--confusion")):
+        if path is not None:
+            check_target(path, force, option)
 
 
 def _open(dataset: str, data: Path, split: str, preprocessing: Preprocessing, download: bool) -> Pictures:
@@ -202,18 +198,3 @@ def _print_one(result: Evaluation) -> None:
 
 def _figures(metrics: Metrics) -> tuple[int, int, str, str, str]:
     return metrics.correct, metrics.pictures, f"{metrics.top1:.2%}", f"{metrics.top5:.2%}", f"{metrics.loss:.4f}"
-
-
-@contextlib.contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr where a person watches."""
-    screen = output.console(stderr=True)
-    if not screen.is_terminal:
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, redirect_stdout=False) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ import typer
 from fastcnn.cli import output
 from fastcnn.cli.options import complete_model
 from fastcnn.errors import RequestError
+from fastcnn.files import check_target
 
 if TYPE_CHECKING:
     from fastcnn.prediction.predictor import Predictor
@@ -61,9 +62,11 @@ def predict(
 ) -> None:
     """Say what is on pictures. Exit code 1 if a picture could not be read: the others are answered all the same."""
     _check_options(as_json, out, resume)
-    for path, again in ((out, force or resume), (quarantine, force or resume)):
+    if out is not None and out.is_file() and not (force or resume):
+        raise RequestError(f"{out} exists: --force overwrites it, --resume goes on with the answers of a stopped run")
+    for path, option in ((out, "--output"), (quarantine, "--quarantine")):
         if path is not None:
-            check_target(path, again)
+            check_target(path, force or resume, option)
     from fastcnn.prediction.pictures import find_pictures
 
     files = find_pictures(pictures)
@@ -78,7 +81,7 @@ def predict(
     start, earlier, results = _results(predictor, files, out, resume, batch_size=batch_size, top_k=top_k, workers=workers)
     for failure in earlier:
         _report(failure, failures)
-    with contextlib.closing(results), _progress(len(files)) as advance:
+    with contextlib.closing(results), output.progress_bar("pictures") as advance:
         for number, result in enumerate(results, start=start + 1):
             if not isinstance(result, Answer):
                 _report(result, failures)
@@ -86,7 +89,7 @@ def predict(
                 print(json_line(result.to_dict()))
             elif out is None:
                 answers.append(result)
-            advance(number)
+            advance(number, len(files))
     if answers:
         _print(answers)
     if quarantine is not None:
@@ -104,16 +107,6 @@ def _check_options(as_json: bool, out: Path | None, resume: bool) -> None:
         raise RequestError("--output writes JSON lines already: leave --json out")
     if resume and out is None:
         raise RequestError("--resume goes on with a file: name it with --output")
-
-
-def check_target(path: Path, overwrite: bool) -> None:
-    """Finds out before the long run. Raises RequestError if the file exists and may not be overwritten, or its folder is missing."""
-    if path.is_dir():
-        raise RequestError(f"{path} is a folder: give the name of a file")
-    if path.exists() and not overwrite:
-        raise RequestError(f"{path} exists: --force overwrites it, --resume goes on with the answers of a stopped run")
-    if not path.parent.is_dir():
-        raise RequestError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
 def _load(model: str, weights: str | None, seed: int | None, backend: str | None, labels: Path | None, preprocessing: Path | None) -> Predictor:
@@ -177,19 +170,3 @@ def _print(answers: Sequence[Answer]) -> None:
         for rank, guess in enumerate(answer.top):
             rows.append((answer.file if rank == 0 else None, rank + 1, guess.label or f"class {guess.index}", f"{guess.probability:.2%}"))
     output.print_table(("picture", "rank", "class", "probability"), rows, right=("rank", "probability"))
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr where a person watches; nothing elsewhere."""
-    screen = output.console(stderr=True)
-    if not screen.is_terminal:
-        yield lambda done: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    with Progress(
-        TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn(), console=screen, transient=True
-    ) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done: bar.update(task, completed=done)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastcnn.cli import output
-from fastcnn.cli.options import Json, Model
+from fastcnn.cli.options import Device, Json, Model
+from fastcnn.cores import usable_cores
 from fastcnn.errors import RequestError
 
 if TYPE_CHECKING:
@@ -31,11 +32,6 @@ class DatasetName(StrEnum):
 class Schedule(StrEnum):
     constant = "constant"
     cosine = "cosine"
-
-
-class Device(StrEnum):
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 DatasetOption = Annotated[DatasetName, typer.Option("--dataset", help="What to read.", show_default=False)]
@@ -140,9 +136,7 @@ def train(
 
 def default_workers() -> int:
     """A process per core that training leaves free."""
-    import os
-
-    return max(0, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) - 1)
+    return min(8, usable_cores() - 1)
 
 
 def _recipe(given: dict[str, Any], resumed: Path | None) -> Recipe:

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcnn.data.pictures import Pictures, PicturesOnDemand
+from fastcnn.engines import BACKENDS
 from fastcnn.errors import RequestError
 from fastcnn.evaluation.figures import Disagreement
 from fastcnn.evaluation.metrics import Metrics, Tally
 from fastcnn.prediction.predictor import Predictor, load_predictor
 
 # What may follow the name of a model or file: `simple_cnn@onnxruntime`.
-BACKENDS = ("reference", "torch", "triton", "onnxruntime", "openvino")
+_AFTER_AT = ("reference", *BACKENDS)
 
 # Of a batch: pictures at most, and input values at most (26 pictures of 3 x 224 x 224).
 _BATCH, _BATCH_VALUES = 250, 4_000_000
@@ -63,7 +64,7 @@ def load_candidate(source: str, *, weights: str | None = None, seed: int = 0, ba
 def split_backend(source: str) -> tuple[str, str | None]:
     """`simple_cnn@onnxruntime` -> ("simple_cnn", "onnxruntime"); the backend is None where none is named."""
     name, _, last = source.rpartition("@")
-    return (name, last) if name and last in BACKENDS else (source, None)
+    return (name, last) if name and last in _AFTER_AT else (source, None)
 
 
 def is_model(name: str) -> bool:

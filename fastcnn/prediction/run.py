@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcnn.cores import usable_cores
 from fastcnn.errors import InputError
 from fastcnn.prediction.pictures import PictureError, open_picture, read_ahead
 from fastcnn.prediction.predictor import Predictor
@@ -69,7 +69,7 @@ def predict(
     Args:
         workers: threads that decode; as many as there are cores by default. They run at most two batches ahead.
     """
-    workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    workers = workers or usable_cores()
     pictures = read_ahead(lambda file: read_input(predictor, file), files, workers=workers, ahead=2 * batch_size + workers)
     try:
         for start in range(0, len(files), batch_size):

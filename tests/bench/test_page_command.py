@@ -39,7 +39,7 @@ def test_run_writes_the_page_of_its_json(bench: Callable[..., Result], tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["simple_cnn", "--html", "old.html"], "old.html exists: give --force to overwrite it, or --html another name"),
+        (["simple_cnn", "--html", "old.html"], "old.html exists: --force (force=True) overwrites it, or give --html another name"),
         (["simple_cnn", "--html", "missing/r.html"], "there is no folder missing"),
         (["simple_cnn", "--html", "."], "is a folder: give --html the name of a file"),
         (["simple_cnn", "--json", "x", "--html", "./x"], "--json and --html both name x: give them two files"),

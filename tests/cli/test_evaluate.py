@@ -89,7 +89,7 @@ def test_wrong_requests(cli, evaluate, tmp_path):
         (["simple_cnn", "--backend", "tensorrt"], "tensorrt"),
         (["simple_cnn", "--sheet", "s.png"], "give --compare A B"),
         (["simple_cnn", "residual_mnist", "--confusion", "c.png"], "name one"),
-        (["simple_cnn", "--confusion", "there.png"], "there.png exists: give --force"),
+        (["simple_cnn", "--confusion", "there.png"], "there.png exists: --force"),
         (["simple_cnn", "--confusion", "no/c.png"], "there is no folder no"),
         (["--compare", "simple_cnn", "simple_cnn"], "not simple_cnn twice"),
         (["simple_cnn", "--split", "validation"], "mnist has no validation part"),

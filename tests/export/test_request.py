@@ -38,7 +38,7 @@ def test_wrong_options(tmp_path: Path, option: dict[str, Any], message: str) -> 
 def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
     existing = tmp_path / "model.onnx"
     existing.write_text("mine")
-    for path, message in [(existing, "exists: force=True"), (tmp_path, "is a folder"), (tmp_path / "missing" / "model.onnx", "there is no folder")]:
+    for path, message in [(existing, "overwrites it"), (tmp_path, "is a folder"), (tmp_path / "missing" / "model.onnx", "there is no folder")]:
         with pytest.raises(RequestError, match=message):
             check_request(path, **DEFAULTS)
     assert check_request(existing, **{**DEFAULTS, "force": True}).path == existing

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from fastcnn.cores import usable_cores
+
 log = logging.getLogger(__name__)
 
 # Starting a process and importing Triton takes some seconds: fewer kernels than these are compiled as quickly here.
@@ -131,7 +133,7 @@ def compile_jobs(jobs: Iterable[CompileJob], seconds: float) -> int:
     Ends the processes before it returns, whatever happens.
     """
     missing = missing_jobs(jobs)
-    count = min(len(missing) // 2, len(os.sched_getaffinity(0)), _MOST_PROCESSES)
+    count = min(len(missing) // 2, usable_cores(), _MOST_PROCESSES)
     if len(missing) < _FEWEST or count < 2:
         return 0
     start = time.monotonic()

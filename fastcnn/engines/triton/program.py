@@ -168,16 +168,14 @@ class Program:
         source = ideal.places[step.convolution.input].buffer
         readers = [[user for user in piece.node.users if isinstance(self._writers.get(user), ConcatStep)] for piece in step.pieces]
         in_place = self._options.concat_in_place
-        return ConvProblem(
-            **{
-                **vars(bare),
-                "in_pitch": bare.in_channels if source.external else source.channels,
-                "out_pitches": tuple(ideal.places[piece.node].buffer.channels for piece in step.pieces),
-                "in_aligned": self._is_aligned(ideal.places[step.convolution.input]),
-                "input_channels_last": not (self.input_as_it_is and step.convolution.input is self.network.captured.input_node),
-                "concats": tuple(map(len, readers)) if in_place else (),
-                "bare": in_place and len(step.pieces) == 1 and step.residual is None and len(readers[0]) == len(step.pieces[0].node.users) == 1,
-            }
+        return replace(
+            bare,
+            in_pitch=bare.in_channels if source.external else source.channels,
+            out_pitches=tuple(ideal.places[piece.node].buffer.channels for piece in step.pieces),
+            in_aligned=self._is_aligned(ideal.places[step.convolution.input]),
+            input_channels_last=not (self.input_as_it_is and step.convolution.input is self.network.captured.input_node),
+            concats=tuple(map(len, readers)) if in_place else (),
+            bare=in_place and len(step.pieces) == 1 and step.residual is None and len(readers[0]) == len(step.pieces[0].node.users) == 1,
         )
 
     def _is_aligned(self, place: Place) -> bool:
