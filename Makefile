@@ -42,7 +42,7 @@ pytest: $(INSTALLED) ## The tests, without those that need a GPU
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal --benchmark-disable -m "not cuda" $(PYTEST_ARGS)
 
 readme: $(INSTALLED) ## Make the README's results and pictures from the stored result that it names
-	$(PY) -m fastcnn.bench.readme --write
+	$(PY) -m fastcnn.bench.views.readme --write
 
 cuda: $(INSTALLED) ## The tests that need an NVIDIA GPU
 	$(PY) -m pytest -m cuda --benchmark-disable $(PYTEST_ARGS)

@@ -15,18 +15,18 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fastcnn.bench.measure import Settings, measure_group
-from fastcnn.bench.peer import Peer, Prepared
-from fastcnn.bench.peers_fastcnn import Fastcnn
-from fastcnn.bench.peers_runtimes import onnxruntime_runner
-from fastcnn.bench.peers_torch import Eager
-from fastcnn.bench.report import print_group
-from fastcnn.bench.subject import Subject
+from fastcnn.bench.measuring.measure import Settings, measure_group
+from fastcnn.bench.peers.base import Peer, Prepared
+from fastcnn.bench.peers.fastcnn import Fastcnn
+from fastcnn.bench.peers.runtimes import onnxruntime_runner
+from fastcnn.bench.peers.subject import Subject
+from fastcnn.bench.peers.torch import Eager
+from fastcnn.bench.views.tables import print_group
 from fastcnn.data.samples import digit_files
 from fastcnn.errors import FastcnnError, ParityError
 from fastcnn.export import export_onnx, verify_file
 from fastcnn.models import create_model, model_spec
-from fastcnn.prediction.pictures import open_picture
+from fastcnn.pictures import open_picture
 from fastcnn.prediction.predictor import load_predictor
 from fastcnn.prediction.run import Answer, predict
 

@@ -9,19 +9,19 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from fastcnn.bench.cold_start import Request, cold_start
-from fastcnn.bench.environment import environment, gpu
-from fastcnn.bench.ladder import ladder_of, rungs_of
-from fastcnn.bench.measure import Progress, Settings, make_inputs, measure_group, no_progress, one_line, pinned_threads, warm_up
-from fastcnn.bench.peer import Peer
-from fastcnn.bench.precision import Precision
-from fastcnn.bench.results import BenchmarkReport, GroupResult, check_baseline
-from fastcnn.bench.roofline import measure_ceilings, roofline
-from fastcnn.bench.subject import WEIGHTS, Subject, model_under_test
-from fastcnn.bench.timing import MonotonicClock, make_timer
+from fastcnn.bench.measuring.measure import Progress, Settings, make_inputs, measure_group, no_progress, one_line, pinned_threads, warm_up
+from fastcnn.bench.measuring.timing import MonotonicClock, make_timer
+from fastcnn.bench.peers.base import Peer
+from fastcnn.bench.peers.subject import WEIGHTS, Subject, model_under_test
+from fastcnn.bench.records.environment import environment, gpu
+from fastcnn.bench.records.result import BenchmarkReport, GroupResult, check_baseline
+from fastcnn.bench.studies.cold_start import Request, cold_start
+from fastcnn.bench.studies.ladder import ladder_of, rungs_of
+from fastcnn.bench.studies.roofline import measure_ceilings, roofline
 from fastcnn.engines import available_backends
 from fastcnn.errors import BackendError, FastcnnError, RequestError
 from fastcnn.models import model_spec
+from fastcnn.precision import Precision
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 from fastcnn.errors import RequestError
 from fastcnn.export.request import Request
 from fastcnn.graph.ir import CapturedGraph, aten
-from fastcnn.preprocessing import Preprocessing, preprocessing_of
+from fastcnn.models.preprocessing_of import preprocessing_of
+from fastcnn.preprocessing import Preprocessing
 
 RESIZABLE = ("bilinear", "bicubic")
 

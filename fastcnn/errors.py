@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from fastcnn.parity import ParityReport
+from typing import Any
 
 
 class FastcnnError(Exception):
@@ -57,9 +54,9 @@ class FileFormatError(RequestError):
 class ParityError(FastcnnError):
     """A candidate does not compute the same function as its reference.
 
-    `report` holds the figures; the largest difference is also in the text.
+    `report`, a `fastcnn.parity.ParityReport` where there is one, holds the figures; the largest difference is also in the text.
     """
 
-    def __init__(self, message: str, report: ParityReport | None = None) -> None:
+    def __init__(self, message: str, report: Any = None) -> None:
         super().__init__(message)
         self.report = report

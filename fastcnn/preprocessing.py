@@ -6,7 +6,6 @@ Importing this module imports neither torch nor Pillow: the table of models is m
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastcnn.errors import InputError, RequestError
+from fastcnn.pictures import to_mode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -238,90 +238,6 @@ class Preprocessing:
                     f"channel {channel} runs from {smallest:.4g} to {largest:.4g}, but its normalisation gives {low:.4g} to {high:.4g}: "
                     "these pictures were scaled or normalised in another way"
                 )
-
-
-def preprocessing_of(source: Any) -> Preprocessing | None:
-    """The preprocessing of a table row, a ModelInfo, a module that has one, an optimized module, or the metadata of a file; None where none is known.
-
-    Files written before the description existed hold mean and std only: resize, crop and interpolation are then those of the model of that name,
-    or the usual 224/256 of the input's side.
-
-    Raises:
-        RequestError: there is a description, and it is damaged.
-    """
-    own = getattr(source, "preprocessing", None)
-    if isinstance(own, Preprocessing):
-        return own
-    for attribute in ("fastcnn_info", "info"):
-        described = getattr(source, attribute, None)
-        if described is not None:
-            return preprocessing_of(described)
-    if not isinstance(source, Mapping):
-        return None
-    entry = source.get("input", source)
-    if entry.get("preprocessing") is not None:
-        return Preprocessing.from_dict(entry["preprocessing"])
-    stats = entry.get("normalization") or entry
-    shape = entry.get("shape") or source.get("input_size")
-    if not (stats.get("mean") and stats.get("std") and isinstance(shape, (list, tuple))):
-        return None
-    return _from_before(source, stats, [int(side) for side in shape[-2:]])
-
-
-def _from_before(source: Mapping[str, Any], stats: Mapping[str, Any], size: list[int]) -> Preprocessing:
-    from fastcnn.models.registry import list_models, model_spec
-
-    model = source.get("model")
-    name = model.get("name") if isinstance(model, Mapping) else source.get("name")
-    mean, std = tuple(stats["mean"]), tuple(stats["std"])
-    channels: Channels = "L" if len(mean) == 1 else "RGB"
-    if name in list_models() and model_spec(name).preprocessing.channels == channels:
-        usual = model_spec(name).preprocessing
-    else:
-        usual = Preprocessing(channels=channels, mean=mean, std=std)
-    return replace(usual.at_size(size[0], size[1]), mean=mean, std=std)
-
-
-def to_mode(image: Image, mode: Literal["RGB", "L"]) -> Image:
-    """Any picture as RGB or L with 8 bits, upright as its EXIF orientation says.
-
-    What is transparent is laid on white, as viewers show it. 16-bit levels are scaled by 255 / 65535 and rounded; floating-point pictures run
-    from 0 to 1. Palettes, CMYK, YCbCr, HSV and 1-bit pictures go through Pillow's own conversion.
-
-    Raises:
-        InputError: integers beyond 16 bits, floats beyond [0, 1], or a mode that Pillow cannot convert.
-    """
-    from PIL import Image as PillowImage
-    from PIL import ImageOps
-
-    # Damaged EXIF data says nothing of the orientation; whatever it makes Pillow stumble over, the picture itself may be whole.
-    with contextlib.suppress(Exception):
-        image = ImageOps.exif_transpose(image)
-    if image.mode == mode and "transparency" not in image.info:
-        return image
-    try:
-        if image.mode.startswith("I") or image.mode == "F":
-            image = _eight_bits(image)
-        if image.mode == "La":  # Pillow takes premultiplied grey to nothing but plain grey with alpha
-            image = image.convert("LA")
-        if image.mode in ("PA", "RGBa", "LA", "RGBA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            background = PillowImage.new("RGBA", image.size, (255, 255, 255, 255))
-            image = PillowImage.alpha_composite(background, image).convert("RGB")
-        return image if image.mode == mode else image.convert(mode)
-    except ValueError as error:
-        raise InputError(f"a picture of mode {image.mode} cannot be converted to {mode}: {error}") from error
-
-
-def _eight_bits(image: Image) -> Image:
-    import numpy as np
-    from PIL import Image as PillowImage
-
-    values = np.asarray(image)
-    most = 1.0 if image.mode == "F" else 65535.0
-    if values.size and not (values.min() >= 0 and values.max() <= most):  # NaN fails as well
-        raise InputError(f"a picture of mode {image.mode} holds values from {values.min():g} to {values.max():g}; they must lie in 0 to {most:g}")
-    return PillowImage.fromarray(np.floor(values.astype(np.float64) * (255 / most) + 0.5).astype(np.uint8))
 
 
 def _check_growth(image: Image, resize: int | tuple[int, int]) -> None:

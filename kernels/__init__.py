@@ -13,9 +13,10 @@ from fastcnn.errors import BackendError
 if TYPE_CHECKING:
     from fastcnn.kernels.affine import scale_bias_relu, scale_bias_relu_ref
     from fastcnn.kernels.concat import concat_relu, concat_relu_ref
-    from fastcnn.kernels.convolution import conv2d_bias_relu, conv2d_bias_relu_ref, pack_weight
+    from fastcnn.kernels.convolution import conv2d_bias_relu, conv2d_bias_relu_ref
     from fastcnn.kernels.convolution_configs import ConvConfig
     from fastcnn.kernels.convolution_group import GroupedConv, conv2d_group, conv2d_group_ref
+    from fastcnn.kernels.convolution_problem import pack_weight
     from fastcnn.kernels.global_pooling import global_avg_pool2d, global_avg_pool2d_ref
     from fastcnn.kernels.launching import count_launches
     from fastcnn.kernels.pooling import avg_pool2d, avg_pool2d_ref, max_pool2d, max_pool2d_ref
@@ -43,7 +44,7 @@ _HOMES = {
     "max_pool2d": "fastcnn.kernels.pooling",
     "max_pool2d_ref": "fastcnn.kernels.pooling",
     "pack_stem_weight": "fastcnn.kernels.stem",
-    "pack_weight": "fastcnn.kernels.convolution",
+    "pack_weight": "fastcnn.kernels.convolution_problem",
     "scale_bias_relu": "fastcnn.kernels.affine",
     "scale_bias_relu_ref": "fastcnn.kernels.affine",
     "stem_conv2d": "fastcnn.kernels.stem",

@@ -14,9 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.errors import InputError
-from fastcnn.kernels.convolution import pixel_strides
 from fastcnn.kernels.convolution_kernels import pixel_offsets
-from fastcnn.kernels.launching import check_activation, check_output, has_flat_pixels, launch
+from fastcnn.kernels.launching import check_activation, check_output, has_flat_pixels, launch, pixel_strides
 
 # 64 channels are a line of 128 bytes in fp16; 4 warps then hold 16 elements a thread, two vectors of 16 bytes.
 _BLOCK_P, _BLOCK_C, _NUM_WARPS = 32, 64, 4

@@ -20,20 +20,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.errors import InputError
-from fastcnn.kernels.convolution import (
-    Pair,
-    Window,
-    check_problem,
-    convolve,
-    make_window,
-    needs_upcast,
-    pick_config,
-    pixel_strides,
-    size_of,
-)
 from fastcnn.kernels.convolution_configs import ConvConfig
 from fastcnn.kernels.convolution_kernels import finish_tile, implicit_gemm, start_tile
-from fastcnn.kernels.launching import check_output, has_flat_pixels, launch
+from fastcnn.kernels.convolution_problem import Pair, Window, check_problem, convolve, make_window, pick_config, size_of
+from fastcnn.kernels.launching import check_output, has_flat_pixels, launch, needs_upcast, pixel_strides
 
 MAX_CONVOLUTIONS = 4
 

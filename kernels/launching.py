@@ -8,6 +8,7 @@ Triton runs them in NumPy, on CPU tensors too.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -177,3 +178,22 @@ def offsets_need_int64(*tensors: Tensor) -> bool:
     """
     furthest = (sum((size - 1) * abs(stride) for size, stride in zip(t.shape, t.stride(), strict=True)) for t in tensors if t.numel())
     return max([*furthest, *(t.numel() for t in tensors)], default=0) >= _INT32_LIMIT * 3 // 4
+
+
+def pixel_strides(t: Tensor, flat: bool) -> tuple[int, int, int]:
+    """Strides of t [N, C, H, W] over n, h and w; with `flat` the last is that from one pixel to the next, and the only one the kernels use."""
+    return (t.stride(0), t.stride(2), pixel_stride(t) if flat else t.stride(3))
+
+
+@functools.lru_cache
+def device_limits(device: torch.device) -> tuple[int, int]:
+    """Compute capability (10·major + minor) and number of multiprocessors; those of an H100 for a CPU, which only interprets."""
+    if device.type != "cuda":
+        return 90, 132
+    properties = torch.cuda.get_device_properties(device)
+    return 10 * properties.major + properties.minor, properties.multi_processor_count
+
+
+def needs_upcast(kernel: object, x: Tensor) -> bool:
+    """Whether `kernel` must multiply x in float32: Triton's interpreter multiplies the bits of bfloat16 as integers."""
+    return x.dtype == torch.bfloat16 and not isinstance(kernel, JITFunction)

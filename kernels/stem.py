@@ -22,9 +22,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.errors import InputError
-from fastcnn.kernels.convolution import Pair, Window, check_input_precision, make_window, needs_upcast, pixel_strides
 from fastcnn.kernels.convolution_kernels import finish_tile
-from fastcnn.kernels.launching import ACTIVATION_DTYPES, check_bias, check_output, has_flat_pixels, launch
+from fastcnn.kernels.convolution_problem import Pair, Window, check_input_precision, make_window
+from fastcnn.kernels.launching import ACTIVATION_DTYPES, check_bias, check_output, has_flat_pixels, launch, needs_upcast, pixel_strides
 
 MAX_CHANNELS = 4
 INPUT_DTYPES = (torch.uint8, *ACTIVATION_DTYPES)

@@ -28,22 +28,19 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastcnn.errors import InputError
-from fastcnn.kernels.convolution import (
+from fastcnn.kernels.convolution import conv2d_bias_relu_ref
+from fastcnn.kernels.convolution_problem import (
     Pair,
     Split,
     Window,
     check_destinations,
     check_input_precision,
     check_problem,
-    conv2d_bias_relu_ref,
-    device_limits,
     make_destinations,
     make_pair,
     make_window,
-    needs_upcast,
-    pixel_strides,
 )
-from fastcnn.kernels.launching import has_flat_pixels, is_interpreted, launch, pixel_stride
+from fastcnn.kernels.launching import device_limits, has_flat_pixels, is_interpreted, launch, needs_upcast, pixel_stride, pixel_strides
 from fastcnn.kernels.tma_convolution_configs import TmaConfig, TmaSize, choose_tma_config, tma_configs_for
 from fastcnn.kernels.tma_convolution_kernels import conv2d_tma_kernel
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from typing import Any
 
-from fastcnn.bench.results import BenchmarkReport, Ceilings, GroupResult, LadderRung, RooflineStep, RooflineTotal, RowResult, Status, WarmUp
-from fastcnn.bench.statistics import speed_ratio
+from fastcnn.bench.records.result import BenchmarkReport, Ceilings, GroupResult, LadderRung, RooflineStep, RooflineTotal, RowResult, Status, WarmUp
+from fastcnn.bench.records.statistics import speed_ratio
 
 # Every character that means something to HTML, SVG or a URL, in a place where data stands.
 HOSTILE = """<script>alert(1)</script>&"'`%{{ 7*7 }}#"""

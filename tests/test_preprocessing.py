@@ -16,7 +16,9 @@ from torchvision.transforms._presets import ImageClassification
 
 from fastcnn.errors import InputError, RequestError
 from fastcnn.models import create_model, list_models, model_spec
-from fastcnn.preprocessing import Preprocessing, preprocessing_of, to_mode
+from fastcnn.models.preprocessing_of import preprocessing_of
+from fastcnn.pictures import to_mode
+from fastcnn.preprocessing import Preprocessing
 
 SMALL = Preprocessing("RGB", 20, (16, 16), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 PUBLISHED = [

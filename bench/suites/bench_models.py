@@ -14,11 +14,11 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from fastcnn.bench.peers import PEERS
-from fastcnn.bench.precision import Precision
-from fastcnn.bench.subject import Subject, model_under_test
+from fastcnn.bench.peers.subject import Subject, model_under_test
+from fastcnn.bench.peers.table import PEERS
 from fastcnn.models import model_spec
 from fastcnn.parity import verify
+from fastcnn.precision import Precision
 
 # One of each kind of network: concatenating branches, residual adds, many small concatenations, plain convolutions.
 MODELS = ("inception_v3", "resnet50", "densenet121", "squeezenet1_1")

@@ -25,7 +25,7 @@ from typer.core import TyperGroup
 
 from fastcnn import __version__
 from fastcnn.cli import output
-from fastcnn.cli.bench_results import commands as bench_commands
+from fastcnn.cli.bench.results import commands as bench_commands
 from fastcnn.cli.env import env
 from fastcnn.cli.evaluate import evaluate
 from fastcnn.cli.export import export

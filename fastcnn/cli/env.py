@@ -40,7 +40,7 @@ def env(as_json: Json = False) -> None:
 def _facts() -> dict[str, Any]:
     import torch
 
-    from fastcnn.bench.environment import cpu_model
+    from fastcnn.bench.records.environment import cpu_model
     from fastcnn.engines import available_backends
     from fastcnn.engines.triton.choices import cache_folder
 

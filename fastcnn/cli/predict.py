@@ -67,7 +67,7 @@ def predict(
     for path, option in ((out, "--output"), (quarantine, "--quarantine")):
         if path is not None:
             check_target(path, force or resume, option)
-    from fastcnn.prediction.pictures import find_pictures
+    from fastcnn.pictures import find_pictures
 
     files = find_pictures(pictures)
     with output.working(f"loading {model}"):

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastcnn.data import DATASETS
 from fastcnn.data.pictures import Pictures, PicturesInMemory, PicturesOnDemand
 from fastcnn.errors import RequestError, UnknownNameError
-from fastcnn.prediction.pictures import open_picture
+from fastcnn.pictures import open_picture
 from fastcnn.preprocessing import Preprocessing
 
 Split = Literal["train", "validation", "test"]

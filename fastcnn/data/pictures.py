@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastcnn.errors import InputError, RequestError
-from fastcnn.prediction.pictures import PictureError
+from fastcnn.pictures import PictureError
 
 Batch = tuple[Tensor, Tensor]
 

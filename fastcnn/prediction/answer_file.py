@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from fastcnn.errors import RequestError
 from fastcnn.files import replacing
-from fastcnn.prediction.pictures import PictureError
+from fastcnn.pictures import PictureError
 from fastcnn.prediction.run import Answer, Failure
 
 

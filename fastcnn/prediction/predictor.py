@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fastcnn.errors import FileFormatError, InputError, RequestError
+from fastcnn.models.preprocessing_of import preprocessing_of
 from fastcnn.optimized_module import OptimizedModule
-from fastcnn.preprocessing import Preprocessing, preprocessing_of, to_mode
+from fastcnn.pictures import to_mode
+from fastcnn.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from PIL.Image import Image

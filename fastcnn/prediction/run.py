@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastcnn.cores import usable_cores
 from fastcnn.errors import InputError
-from fastcnn.prediction.pictures import PictureError, open_picture, read_ahead
+from fastcnn.pictures import PictureError, open_picture, read_ahead
 from fastcnn.prediction.predictor import Predictor
 
 # Probabilities are rounded to this many digits after the point.

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcnn.bench.measure import Settings
-from fastcnn.bench.peer import Peer, Prepared
-from fastcnn.bench.subject import Subject
+from fastcnn.bench.measuring.measure import Settings
+from fastcnn.bench.peers.base import Peer, Prepared
+from fastcnn.bench.peers.subject import Subject
 
 INPUT_SHAPE = (2, 3, 8, 8)
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from fastcnn.bench import cold_start as module
-from fastcnn.bench.cold_start import Request, cold_start
+from fastcnn.bench.studies import cold_start as module
+from fastcnn.bench.studies.cold_start import Request, cold_start
 from fastcnn.errors import BackendError
 
 TINY = Request("simple_cnn", "fastcnn_torch", "cpu", "fp32", (2, 1, 28, 28), 1)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from fastcnn.bench.peer import Peer, Prepared
-from fastcnn.bench.peers import PEERS
-from fastcnn.bench.peers_torch import Eager, EagerChannelsLast
-from fastcnn.bench.subject import Subject
+from fastcnn.bench.peers.base import Peer, Prepared
+from fastcnn.bench.peers.subject import Subject
+from fastcnn.bench.peers.table import PEERS
+from fastcnn.bench.peers.torch import Eager, EagerChannelsLast
 
 Command = Callable[..., Result]
 
@@ -190,7 +190,7 @@ def test_ctrl_c_reports_what_is_finished_and_ends_with_130(bench: Command, tmp_p
 def test_progress_bar_shows_both_phases_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    from fastcnn.cli import bench as module
+    from fastcnn.cli.bench import run as module
 
     screen = Console(file=io.StringIO(), force_terminal=True, width=120)
     monkeypatch.setattr(module.output, "console", lambda stderr=False: screen)
@@ -217,8 +217,9 @@ finally:
 
 
 def test_extras_are_in_the_json_and_ctrl_c_in_them_keeps_the_rows(bench: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastcnn.bench import roofline, run
-    from fastcnn.bench.cold_start import ColdStart, Request
+    from fastcnn.bench import run
+    from fastcnn.bench.studies import roofline
+    from fastcnn.bench.studies.cold_start import ColdStart, Request
 
     monkeypatch.setattr(roofline, "_copy_bytes", lambda device: 2**20)
     monkeypatch.setattr(roofline, "_LARGEST_GEMM", 256)

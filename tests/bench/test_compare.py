@@ -11,11 +11,11 @@ import pytest
 from bench_support import report
 from typer.testing import CliRunner, Result
 
-from fastcnn.bench.compare import Comparison, RowChange, compare_results
-from fastcnn.bench.load import StoredResult, parse_result
-from fastcnn.bench.report import to_json
-from fastcnn.bench.results import BenchmarkReport, Status
-from fastcnn.bench.statistics import speed_change
+from fastcnn.bench.records.compare import Comparison, RowChange, compare_results
+from fastcnn.bench.records.load import StoredResult, parse_result
+from fastcnn.bench.records.result import BenchmarkReport, Status
+from fastcnn.bench.records.statistics import speed_change
+from fastcnn.bench.views.tables import to_json
 from fastcnn.errors import RequestError, UnknownNameError
 
 

@@ -10,11 +10,11 @@ import torch
 from support import randomize_batch_norm
 from torch import Tensor, nn
 
-from fastcnn.bench import ladder as ladder_module
-from fastcnn.bench.ladder import RUNGS, TritonRung, ladder_of, rungs_of
-from fastcnn.bench.measure import Settings, measure_group
-from fastcnn.bench.results import GroupResult, RowResult, Status
-from fastcnn.bench.subject import Subject
+from fastcnn.bench.measuring.measure import Settings, measure_group
+from fastcnn.bench.peers.subject import Subject
+from fastcnn.bench.records.result import GroupResult, RowResult, Status
+from fastcnn.bench.studies import ladder as ladder_module
+from fastcnn.bench.studies.ladder import RUNGS, TritonRung, ladder_of, rungs_of
 
 
 class Branches(nn.Module):

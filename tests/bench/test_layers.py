@@ -13,13 +13,13 @@ if importlib.util.find_spec("triton") is None:
 import torch
 from interpreting import interpret_kernels, interpreter_stays_on  # noqa: F401
 
-from fastcnn.bench import layers as module
-from fastcnn.bench.layers import table_of, time_layers, write_layers
-from fastcnn.bench.precision import Precision
-from fastcnn.cli.bench_layers import layers
+from fastcnn.bench.studies import layers as module
+from fastcnn.bench.studies.layers import table_of, time_layers, write_layers
+from fastcnn.cli.bench.layers import layers
 from fastcnn.engines.triton.choices import parse_choices
 from fastcnn.engines.triton.options import IMPLEMENTATIONS
 from fastcnn.errors import BackendError, RequestError, UnknownNameError
+from fastcnn.precision import Precision
 
 interpret_kernels()
 

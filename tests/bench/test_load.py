@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from bench_support import report
 
-from fastcnn.bench.load import parse_result, read_result
-from fastcnn.bench.report import to_json
-from fastcnn.bench.results import RooflineStep, Status
-from fastcnn.bench.statistics import Ratio
+from fastcnn.bench.records.load import parse_result, read_result
+from fastcnn.bench.records.result import RooflineStep, Status
+from fastcnn.bench.records.statistics import Ratio
+from fastcnn.bench.views.tables import to_json
 from fastcnn.errors import FileFormatError
 
 STORED = sorted((Path(__file__).parents[2] / "bench" / "results").glob("*.json"))

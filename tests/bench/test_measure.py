@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastcnn.bench.measure import Settings, measure_group, pinned_threads, warm_up
-from fastcnn.bench.results import GroupResult, RowResult, Status
-from fastcnn.bench.subject import Subject
+from fastcnn.bench.measuring.measure import Settings, measure_group, pinned_threads, warm_up
+from fastcnn.bench.peers.subject import Subject
+from fastcnn.bench.records.result import GroupResult, RowResult, Status
 from fastcnn.errors import RequestError
 
 Measure = Callable[..., GroupResult]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from fastcnn.bench.measure import Settings, measure_group
-from fastcnn.bench.peer import Prepared
-from fastcnn.bench.precision import Precision
-from fastcnn.bench.results import GroupResult, RowResult, Status
-from fastcnn.bench.subject import Subject
-from fastcnn.bench.timing import CudaTimer, Sample
+from fastcnn.bench.measuring.measure import Settings, measure_group
+from fastcnn.bench.measuring.timing import CudaTimer, Sample
+from fastcnn.bench.peers.base import Prepared
+from fastcnn.bench.peers.subject import Subject
+from fastcnn.bench.records.result import GroupResult, RowResult, Status
 from fastcnn.errors import RequestError
+from fastcnn.precision import Precision
 
 Measure = Callable[..., GroupResult]
 
@@ -171,7 +171,7 @@ def test_reference_that_overflows_is_a_wrong_request(settings: Settings, clock: 
 
 @pytest.mark.parametrize("name", ["inception_v3", "simple_cnn"])
 def test_weights_under_test_keep_the_signal_within_float16(name: str) -> None:
-    from fastcnn.bench.subject import model_under_test
+    from fastcnn.bench.peers.subject import model_under_test
     from fastcnn.models import model_spec
 
     channels, height, _ = model_spec(name).input_size

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from bench_support import HOSTILE, is_rounded, number_at, report, shown_numbers
 
-from fastcnn.bench import plots, units
-from fastcnn.bench.load import parse_result, read_result
-from fastcnn.bench.page import make_page, write_page
-from fastcnn.bench.report import to_json
-from fastcnn.bench.results import BenchmarkReport, Status
+from fastcnn.bench.records.load import parse_result, read_result
+from fastcnn.bench.records.result import BenchmarkReport, Status
+from fastcnn.bench.views import plots, units
+from fastcnn.bench.views.page import make_page, write_page
+from fastcnn.bench.views.tables import to_json
 
 STORED = sorted((Path(__file__).parents[2] / "bench" / "results").glob("*.json"))
 VOID = {"meta", "link", "br", "img", "input", "hr"}

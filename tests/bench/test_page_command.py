@@ -10,9 +10,9 @@ import pytest
 from bench_support import report
 from typer.testing import CliRunner, Result
 
-from fastcnn.bench.load import read_result
-from fastcnn.bench.page import make_page
-from fastcnn.bench.report import to_json
+from fastcnn.bench.records.load import read_result
+from fastcnn.bench.views.page import make_page
+from fastcnn.bench.views.tables import to_json
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 from bench_support import ShownNumber, is_rounded, number_at, report
 from browser import CHROMIUM, Browser
 
-from fastcnn.bench.load import StoredResult, parse_result, read_result
-from fastcnn.bench.page import make_page
-from fastcnn.bench.report import to_json
+from fastcnn.bench.records.load import StoredResult, parse_result, read_result
+from fastcnn.bench.views.page import make_page
+from fastcnn.bench.views.tables import to_json
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian's package is chromium)")
 

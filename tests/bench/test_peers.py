@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from fastcnn.bench.peer import Peer, Prepared
-from fastcnn.bench.peers import PEERS, select_peers
-from fastcnn.bench.peers_runtimes import OnnxRuntime, onnxruntime_runner
-from fastcnn.bench.peers_torch import TorchCompile, TorchCompileFreezing
-from fastcnn.bench.subject import Subject
+from fastcnn.bench.peers.base import Peer, Prepared
+from fastcnn.bench.peers.runtimes import OnnxRuntime, onnxruntime_runner
+from fastcnn.bench.peers.subject import Subject
+from fastcnn.bench.peers.table import PEERS, select_peers
+from fastcnn.bench.peers.torch import TorchCompile, TorchCompileFreezing
 from fastcnn.errors import BackendError, UnknownNameError
 
 COMPILED = ("torch_compile", "torch_compile_freezing")

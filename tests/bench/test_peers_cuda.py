@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from fastcnn.bench.measure import Settings, measure_group
-from fastcnn.bench.peer import placed
-from fastcnn.bench.peers import PEERS
-from fastcnn.bench.peers_runtimes import bound_runner
-from fastcnn.bench.precision import Precision
-from fastcnn.bench.results import Status
-from fastcnn.bench.subject import Subject
+from fastcnn.bench.measuring.measure import Settings, measure_group
+from fastcnn.bench.peers.base import placed
+from fastcnn.bench.peers.runtimes import bound_runner
+from fastcnn.bench.peers.subject import Subject
+from fastcnn.bench.peers.table import PEERS
+from fastcnn.bench.records.result import Status
 from fastcnn.errors import BackendError
+from fastcnn.precision import Precision
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from bench_support import HOSTILE, report
 
-from fastcnn.bench.load import read_result
-from fastcnn.bench.readme import generate, main, stale
-from fastcnn.bench.report import to_json
+from fastcnn.bench.records.load import read_result
+from fastcnn.bench.views.readme import generate, main, stale
+from fastcnn.bench.views.tables import to_json
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- results of r/x.json, made by `make readme` -->\n", "<!-- end of results -->\n"

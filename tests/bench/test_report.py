@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fastcnn.bench import environment as environment_module
-from fastcnn.bench.environment import environment
-from fastcnn.bench.report import print_report, to_json, write_json
-from fastcnn.bench.results import BenchmarkReport, GroupResult, RowResult, Status, WarmUp, check_baseline
-from fastcnn.errors import UnknownNameError
+from fastcnn.bench.records import environment as environment_module
+from fastcnn.bench.records.environment import environment
+from fastcnn.bench.records.result import BenchmarkReport, GroupResult, RowResult, Status, WarmUp, check_baseline
+from fastcnn.bench.views.tables import print_report, to_json, write_json
+from fastcnn.errors import RequestError, UnknownNameError
 
 STEADY = WarmUp(6, 0.1, 0.02, True)
 
@@ -119,7 +119,7 @@ def test_json_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RequestError, match="No space"):
         write_json(_report(interrupted=True), path)
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
     assert path.read_bytes() == before

@@ -11,11 +11,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from fastcnn.bench import environment as environment_module
-from fastcnn.bench.environment import environment
-from fastcnn.bench.report import print_report, to_json
-from fastcnn.bench.results import BenchmarkReport, Ceilings, GroupResult, LadderRung, RooflineStep, RooflineTotal, RowResult, Status, WarmUp
-from fastcnn.bench.statistics import speed_ratio
+from fastcnn.bench.records import environment as environment_module
+from fastcnn.bench.records.environment import environment
+from fastcnn.bench.records.result import BenchmarkReport, Ceilings, GroupResult, LadderRung, RooflineStep, RooflineTotal, RowResult, Status, WarmUp
+from fastcnn.bench.records.statistics import speed_ratio
+from fastcnn.bench.views.tables import print_report, to_json
 
 
 class Properties:

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 import fastcnn
-from fastcnn.bench import roofline as module
-from fastcnn.bench.precision import Precision
-from fastcnn.bench.results import Ceilings
-from fastcnn.bench.roofline import measure_ceilings, roofline, step_costs
+from fastcnn.bench.records.result import Ceilings
+from fastcnn.bench.studies import roofline as module
+from fastcnn.bench.studies.roofline import measure_ceilings, roofline, step_costs
 from fastcnn.graph.capture import capture
 from fastcnn.graph.passes import STANDARD_PASSES, run_passes
+from fastcnn.precision import Precision
 
 CEILINGS = Ceilings(1e9, 1e10, "float32", "made up")
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastcnn.bench.statistics import FEWEST_ROUNDS, speed_ratio, summarize
+from fastcnn.bench.records.statistics import FEWEST_ROUNDS, speed_ratio, summarize
 
 
 def _rounds(median: float, drift: np.ndarray, seed: int, runs: int = 5) -> np.ndarray:

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from fastcnn.errors import RequestError
-from fastcnn.prediction.pictures import PictureError, find_pictures, open_picture, read_ahead
-from fastcnn.preprocessing import to_mode
+from fastcnn.pictures import PictureError, find_pictures, open_picture, read_ahead, to_mode
 
 
 @pytest.fixture

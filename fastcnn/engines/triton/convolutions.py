@@ -20,8 +20,10 @@ from torch import Tensor
 from fastcnn.engines.triton.cudnn_graph import CudnnGraphConvolution
 from fastcnn.engines.triton.steps import ConvolutionStep
 from fastcnn.errors import UnknownNameError
-from fastcnn.kernels.convolution import CHANNEL_MULTIPLE, conv2d_bias_relu, device_limits, pack_weight
+from fastcnn.kernels.convolution import conv2d_bias_relu
 from fastcnn.kernels.convolution_configs import ConvConfig, ConvSize, choose_split_k, rank_configs
+from fastcnn.kernels.convolution_problem import CHANNEL_MULTIPLE, pack_weight
+from fastcnn.kernels.launching import device_limits
 from fastcnn.kernels.stem import pack_stem_weight, stem_conv2d
 from fastcnn.kernels.tma_convolution import conv2d_tma
 from fastcnn.kernels.tma_convolution_configs import TmaConfig, TmaSize, rank_tma_configs, tma_configs_for

@@ -19,9 +19,9 @@ from fastcnn.engines.triton.convolutions import TIMED_CONFIGS, ConvOperands, Con
 from fastcnn.engines.triton.options import TritonOptions
 from fastcnn.errors import BackendError
 from fastcnn.kernels.concat import concat_relu
-from fastcnn.kernels.convolution import device_limits
 from fastcnn.kernels.convolution_configs import ConvConfig, rank_configs
 from fastcnn.kernels.convolution_group import GroupedConv, conv2d_group
+from fastcnn.kernels.launching import device_limits
 from fastcnn.precision import exact_float32
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Proving rows against the reference and timing them in turns."""

@@ -1,0 +1,289 @@
+"""The roofline: how fast the machine lets each step of a plan be, and how near it comes.
+
+After Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for multicore architectures" (2009). A step has to
+do its floating-point operations and to move its bytes, each activation and weight read once and the output written once; the slower of the two
+at the machine's measured ceilings bounds it. A step may stay under its bound's time where its input is still in a cache.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from fastcnn.bench.measuring.measure import pinned_threads
+from fastcnn.bench.measuring.timing import MonotonicClock, Timer, make_timer
+from fastcnn.bench.records.result import Ceilings, RooflineStep, RooflineTotal
+from fastcnn.graph.ir import CapturedGraph, aten, pair
+from fastcnn.graph.ops import fused_conv2d
+from fastcnn.graph.passes import run_passes
+from fastcnn.graph.plan import PlanRow, op_name
+from fastcnn.optimized_module import OptimizedModule
+from fastcnn.precision import Precision
+
+# They give another view of their input's memory and do no work. `flatten` of a channels_last tensor of more than one pixel copies; the
+# models here have one.
+_VIEWS = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "permute", "transpose", "getitem", "detach", "alias", "slice", "dropout", "expand")
+
+_REPEATS = 9
+_COPY_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}
+# Matrices grow until a product takes this long: more would gain nothing, and on a busy CPU meet another process in every run.
+_GEMM_SECONDS = 0.005
+_LARGEST_GEMM = 8192
+_STEP_RUNS = 15
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one call of a graph has to do for a whole batch."""
+
+    name: str
+    op: str
+    flops: int
+    bytes: int
+
+
+def measure_ceilings(device: str, precision: Precision, threads: int) -> Ceilings:
+    """Medians of a copy far larger than the caches and of a large square matrix product."""
+    with pinned_threads(threads), precision.switches(), torch.inference_mode():
+        timer = make_timer(device, MonotonicClock())
+        copied, copying = _time_copy(device, timer)
+        size, multiplying = _time_product(device, precision.dtype, timer)
+    how = (
+        f"medians of {_REPEATS} runs: a copy of {copied / 2**20:.0f} MiB, bytes read and written counted; a product of two {size}×{size} matrices "
+        f"in {precision}" + (f" by the faster of torch.mm and oneDNN with packed weights, {threads} threads" if device == "cpu" else "")
+    )
+    return Ceilings(2 * copied / copying, 2 * size**3 / multiplying, str(precision.dtype).removeprefix("torch."), how)
+
+
+def _time_copy(device: str, timer: Timer) -> tuple[int, float]:
+    """How many bytes were copied, and the seconds of one copy."""
+    # Random, not zeros: a page of zeros may be shared in memory, and zeros draw less power on their way.
+    source = torch.rand(_copy_bytes(device) // 4, device=device)
+    target = torch.empty_like(source).fill_(1.0)
+    return source.nbytes, _median_seconds(lambda: target.copy_(source), timer)
+
+
+def _time_product(device: str, dtype: torch.dtype, timer: Timer) -> tuple[int, float]:
+    """The size of the matrices, and the seconds of one product."""
+    size = 256
+    while True:
+        left, right = (torch.rand(size, size, device=device).sub_(0.5).to(dtype) for _ in range(2))
+        ways = list(_products(left, right))
+        once = min(timer.time(way).seconds for _ in range(2) for way in ways)
+        if size >= _LARGEST_GEMM or once > _GEMM_SECONDS:
+            return size, min(_median_seconds(way, timer) for way in ways)
+        size *= 2
+
+
+def _median_seconds(run: Callable[[], object], timer: Timer) -> float:
+    run()
+    run()
+    return statistics.median(timer.time(run).seconds for _ in range(_REPEATS))
+
+
+def _copy_bytes(device: str) -> int:
+    """Four times the last cache at least, and never more than a sixteenth of the memory, as far as they are known."""
+    wanted = _COPY_BYTES[device]
+    if device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        return min(wanted, free // 16)
+    with suppress(OSError, ValueError):
+        sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+        wanted = max([wanted, *(4 * 1024 * int(size.removesuffix("K")) for size in sizes)])
+    with suppress(OSError, ValueError, AttributeError):
+        wanted = min(wanted, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 16)
+    return wanted
+
+
+def _products(left: Tensor, right: Tensor) -> Iterator[Callable[[], object]]:
+    """Ways to compute `left` @ `right`, two square matrices of size n.
+
+    On a CPU PyTorch's own library is not the last word: on an AMD EPYC torch.mm reached 105 GFLOP/s a core, oneDNN with packed weights 246.
+    """
+    product = torch.empty_like(left)
+    yield lambda: torch.mm(left, right, out=product)
+    if not left.is_cuda:
+        with suppress(RuntimeError):  # oneDNN does not have every dtype on every CPU
+            n, convolution = left.shape[0], torch.ops.mkldnn._convolution_pointwise
+            # n pixels of n channels, channels_last: the left matrix as it lies in memory.
+            pixels, window = left.view(1, n // 32, 32, n).permute(0, 3, 1, 2), ([0, 0], [1, 1], [1, 1], 1)
+            packed = torch.ops.mkldnn._reorder_convolution_weight(right.t().contiguous().view(n, n, 1, 1), *window, list(pixels.shape))
+            convolution(pixels, packed, None, *window, "none", [], "")
+            yield lambda: convolution(pixels, packed, None, *window, "none", [], "")
+
+
+# -- what a graph has to do --------------------------------------------------------------------------------------------
+
+
+def step_costs(captured: CapturedGraph, batch_size: int) -> list[StepCost]:
+    """Operations and bytes of every call in a captured graph, in order."""
+    return [_cost(node, batch_size) for node in captured.calls()]
+
+
+def _cost(node: fx.Node, batch_size: int) -> StepCost:
+    op, shape = op_name(node), _sizes(node, batch_size)
+    name = node.meta.get("path") or node.name
+    if op.rstrip("_") in _VIEWS or not shape:
+        return StepCost(name, op, 0, 0)
+    read = sum(_bytes(source, batch_size) for source in node.all_input_nodes)
+    return StepCost(name, op, _flops(node, op, shape, batch_size), read + _bytes(node, batch_size))
+
+
+def _flops(node: fx.Node, op: str, shape: tuple[int, ...], batch_size: int) -> int:
+    """A multiply-add counts as two; what an epilogue adds to a convolution counts as one for each value."""
+    outputs = prod(shape)
+    if node.target in (aten.conv2d.default, fused_conv2d):
+        weight = node.args[1]
+        assert isinstance(weight, fx.Node)
+        epilogue = sum(argument is not None for argument in (*node.args[2:3], *node.args[7:8])) + (len(node.args) > 8 and bool(node.args[8]))
+        return outputs * (2 * prod(_sizes(weight, batch_size)[1:]) + epilogue)
+    if op in ("linear", "addmm", "mm"):
+        weight = node.all_input_nodes[1 if op != "addmm" else 2]
+        return 2 * outputs * _sizes(weight, batch_size)[-1 if op == "linear" else 0]
+    if op in ("max_pool2d", "avg_pool2d"):
+        return outputs * prod(pair(node.args[1]))  # type: ignore[arg-type]
+    if op in ("adaptive_avg_pool2d", "mean"):
+        return prod(_sizes(node.all_input_nodes[0], batch_size))
+    return 0 if op in ("cat", "clone", "contiguous", "_to_copy", "to") else outputs
+
+
+def _bytes(node: fx.Node, batch_size: int) -> int:
+    dtype = node.meta.get("dtype")
+    return prod(_sizes(node, batch_size)) * (dtype.itemsize if isinstance(dtype, torch.dtype) else 0) if _sizes(node, batch_size) else 0
+
+
+def _sizes(node: fx.Node, batch_size: int) -> tuple[int, ...]:
+    return tuple(batch_size if size is None else size for size in node.meta.get("shape") or ())
+
+
+# -- what it comes to --------------------------------------------------------------------------------------------------
+
+
+def roofline(module: OptimizedModule, x: Tensor, ceilings: Ceilings, seconds: float | None) -> tuple[list[RooflineStep], RooflineTotal]:
+    """The steps of an optimized module, and all together.
+
+    Args:
+        x: [N, C, H, W], what a run takes.
+        seconds: of one run of the whole module, where it was timed.
+
+    The torch engine runs its plan step by step, and each step's time is measured. The triton engine's plan holds the work and the time of each
+    launch. Other engines run graphs of their own, which are bounded by the same steps: those of the fused graph.
+    """
+    if module.backend == "triton":
+        return _sum_up(_launches_of(module, ceilings), module.backend, seconds)
+    fused, _ = run_passes(module.source.graph, ("fuse_convolution_epilogue",))
+    costs = step_costs(fused, x.shape[0])
+    rows = module.plan.rows
+    aligned = len(rows) == len(costs) and all(row.name == cost.name for row, cost in zip(rows, costs, strict=True))
+    times: Sequence[float | None] = _step_seconds(module, x) if aligned and module.backend == "torch" else [None] * len(costs)
+    steps = []
+    for number, (cost, taken) in enumerate(zip(costs, times, strict=True)):
+        row = rows[number] if aligned else None
+        steps.append(_step(number, cost, row.op if row else cost.op, row.kernel if row else "", taken, ceilings))
+    return _sum_up(steps, module.backend, seconds)
+
+
+def _launches_of(module: OptimizedModule, ceilings: Ceilings) -> list[RooflineStep]:
+    """The launches of the triton engine: one step for each, whatever number of convolutions is in it."""
+    launches: dict[int, list[PlanRow]] = {}
+    for row in module.plan.rows:
+        if row.launch is not None:
+            launches.setdefault(row.launch, []).append(row)
+    steps = []
+    for number, rows in launches.items():
+        first = rows[0]
+        cost = StepCost(" | ".join(row.name for row in rows), first.op, sum(row.flops or 0 for row in rows), sum(row.bytes or 0 for row in rows))
+        taken = None if first.milliseconds is None else first.milliseconds / 1e3
+        steps.append(_step(number, cost, first.op, first.kernel, taken, ceilings))
+    return steps
+
+
+def _step(number: int, cost: StepCost, op: str, kernel: str, taken: float | None, ceilings: Ceilings) -> RooflineStep:
+    moving, computing = cost.bytes / ceilings.copy_bytes_per_second, cost.flops / ceilings.gemm_flops_per_second
+    bound = max(moving, computing)
+    return RooflineStep(
+        step=number,
+        name=cost.name,
+        op=op,
+        kernel=kernel,
+        flops=cost.flops,
+        bytes=cost.bytes,
+        seconds=taken,
+        bound_seconds=bound,
+        bound="compute" if computing > moving else "memory",
+        share=bound / taken if taken and bound else None,
+    )
+
+
+def _sum_up(steps: list[RooflineStep], backend: str, seconds: float | None) -> tuple[list[RooflineStep], RooflineTotal]:
+    bounds = sum(step.bound_seconds for step in steps)
+    total = RooflineTotal(
+        backend=backend,
+        steps=len(steps),
+        flops=sum(step.flops for step in steps),
+        bytes=sum(step.bytes for step in steps),
+        bound_seconds=bounds,
+        seconds=seconds,
+        share=bounds / seconds if seconds else None,
+    )
+    return steps, total
+
+
+def _step_seconds(module: OptimizedModule, x: Tensor) -> list[float | None]:
+    """The median time of each plan row of the torch engine, by PyTorch's profiler; None for all where its account does not fit the plan.
+
+    A row is one operation, but for a fused step that oneDNN does not have: that one is `conv2d`, `add` and `relu` in a row.
+    """
+    wanted = [list(_operations(row.kernel)) for row in module.plan.rows]
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would write to stderr that it starts, stops, and finds no GPU
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if x.is_cuda else [])
+    with torch.inference_mode():
+        for _ in range(3):
+            module(x)
+        with profile(activities=activities) as record:
+            for _ in range(_STEP_RUNS):
+                with record_function("fastcnn.run"):
+                    module(x)
+                if x.is_cuda:
+                    torch.cuda.synchronize(x.device)
+    runs = [_match(event.cpu_children, wanted, x.is_cuda) for event in record.events() or () if event.name == "fastcnn.run" and event.cpu_children]
+    samples = [taken for taken in runs if taken is not None]
+    if len(samples) < _STEP_RUNS:
+        return [None] * len(wanted)
+    return [statistics.median(values) for values in zip(*samples, strict=True)]
+
+
+def _operations(kernel: str) -> Iterator[str]:
+    """The dispatcher's names of the operations that a kernel of the torch engine's plan stands for."""
+    if kernel.startswith("oneDNN convolution"):
+        yield "mkldnn::_convolution_pointwise"
+        return
+    first, *epilogue = kernel.split(" + ")
+    yield first
+    for operation in epilogue:
+        yield f"aten::{operation}"
+
+
+def _match(events: Sequence[Any], wanted: Sequence[Sequence[str]], cuda: bool) -> list[float] | None:
+    """Seconds of each row from the events of one run, in order; what stands between rows (a change of the input's layout) is passed over."""
+    remaining, taken = iter(events), []
+    for names in wanted:
+        seconds = 0.0
+        for name in names:
+            event = next((event for event in remaining if re.sub(r"\.\w+$", "", event.name) == name), None)
+            if event is None:
+                return None
+            seconds += (event.device_time_total if cuda else event.cpu_time_total) / 1e6
+        taken.append(seconds)
+    return taken

@@ -1,0 +1,1 @@
+"""`fastcnn bench` and its subcommands."""

@@ -1,0 +1,150 @@
+"""`fastcnn bench`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fastcnn.cli import output
+from fastcnn.cli.options import Device, complete_model
+from fastcnn.errors import RequestError
+from fastcnn.files import check_target
+from fastcnn.precision import Precision
+
+if TYPE_CHECKING:
+    from fastcnn.bench.measuring.measure import Progress
+    from fastcnn.bench.records.result import BenchmarkReport
+
+CHECK_FAILED = 1
+INTERRUPTED = 130
+
+# The rows that `fastcnn.bench.peers.table.PEERS` holds cannot be listed here: that would import torch for `--help`.
+_PEERS_HELP = "Rows by name or wildcard, as in eager,onnxruntime,fastcnn*.  [default: all]"
+
+
+def bench(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="Names that `fastcnn list` prints.  [default: inception_v3]", autocompletion=complete_model),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
+    batch_size: Annotated[str, typer.Option(metavar="N,N…", help="Batch sizes, each measured apart.")] = "1,8",
+    peers: Annotated[str | None, typer.Option(metavar="NAME,NAME…", help=_PEERS_HELP)] = None,
+    baseline: Annotated[
+        str, typer.Option(metavar="NAME", help="The row that speeds refer to; best-peer is the fastest that is not fastcnn's.")
+    ] = "best-peer",
+    precision: Annotated[
+        Precision, typer.Option(help="What every row computes in; its error is held against float64 by the rule of that precision.")
+    ] = Precision.fp32,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Visits to each row, of 2 to 5 timed runs each, in an order drawn anew every round.")] = 10,
+    threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads of every runtime alike.  [default: PyTorch's own count]")] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the input and of the order of the rows.")] = 0,
+    cold_start: Annotated[
+        bool, typer.Option("--cold-start", help="Also start each timed row in a fresh process, for its first answer and its memory.")
+    ] = False,
+    roofline: Annotated[
+        bool, typer.Option("--roofline", help="Also measure this machine's bandwidth and matrix rate, and how near each step of the plan comes.")
+    ] = False,
+    ladder: Annotated[bool, typer.Option("--ladder", help="Also show what each technique adds to those before it.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write everything, all samples included; - is stdout.")
+    ] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with plots; it needs no network.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing FILE.")] = False,
+) -> None:
+    """Time a model here in every runtime that can run it, each first checked against the reference. Ctrl-C keeps what is finished."""
+    batch_sizes = _numbers(batch_size)
+    chosen = None if peers is None else _names(peers)
+    if chosen == []:
+        raise RequestError("--peers names no row; leave it out for all of them")
+    to_stdout = json_file == Path("-")
+    if json_file is not None and not to_stdout:
+        check_target(json_file, force, "--json")
+    if html_file is not None:
+        check_target(html_file, force, "--html")
+        if json_file is not None and json_file.absolute() == html_file.absolute():
+            raise RequestError(f"--json and --html both name {html_file}: give them two files")
+    # Registry first: it knows every name without importing torch.
+    from fastcnn.models.registry import model_spec
+
+    names = [model_spec(name).name for name in dict.fromkeys(models or ["inception_v3"])]
+
+    import torch
+
+    from fastcnn.bench.measuring.measure import Settings
+    from fastcnn.bench.peers.table import select_peers
+    from fastcnn.bench.run import Extras, benchmark
+    from fastcnn.bench.views.tables import print_report, to_json, write_json
+
+    rows = select_peers(chosen, device.value)
+    count = torch.get_num_threads() if threads is None else threads
+    settings = Settings(threads=count, rounds=rounds, seed=seed, baseline=baseline)
+    with contextlib.redirect_stdout(sys.stderr):  # exporters like to talk
+        extras = Extras(cold_start, roofline, ladder)
+        report = benchmark(names, batch_sizes, rows, settings, device=device.value, precision=precision, extras=extras, progress_of=_progress)
+    if to_stdout:
+        print(to_json(report))
+    else:
+        print_report(report, output.console())
+    if json_file is not None and not to_stdout:
+        write_json(report, json_file)
+        output.note(f"everything measured is in {json_file}")
+    if html_file is not None:
+        from fastcnn.bench.views.page import write_page
+
+        write_page(report, html_file)
+        output.note(f"the page is {html_file}")
+    _leave(report)
+
+
+def _leave(report: BenchmarkReport) -> None:
+    """Ends with 1 if a row of ours failed: a benchmark that shows fastcnn broken is a failed check."""
+    failed = sorted({row.name for row in report.rows() if row.ours and row.status == "failed"})
+    if failed:
+        output.error(f"{', '.join(failed)} failed: the reason is in the report")
+        raise typer.Exit(CHECK_FAILED)
+    if report.interrupted:
+        output.line("interrupted")
+        raise typer.Exit(INTERRUPTED)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    parts = _names(text)
+    if not parts or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise RequestError(f"--batch-size is one or more whole numbers from 1, separated by commas; it is {text!r}")
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
+@contextlib.contextmanager
+def _progress(title: str) -> Iterator[Progress]:
+    """A bar on stderr for one model and batch size; one plain line where nobody watches."""
+    from fastcnn.bench.measuring.measure import no_progress
+
+    screen = output.console(stderr=True)
+    if not screen.is_terminal:
+        output.note(f"measuring {title}")
+        yield no_progress
+        return
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn(f"{title}: {{task.description}}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True, redirect_stdout=False) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(phase: str, done: int, total: int, what: str) -> None:
+            if phase not in tasks:  # the speed of preparing says nothing about that of timing: each has its own clock
+                for task in tasks.values():
+                    bar.update(task, visible=False)
+                tasks[phase] = bar.add_task(phase, total=total)
+            bar.update(tasks[phase], completed=done, total=total, description=f"{phase} ({what})")
+
+        yield show

@@ -1,0 +1,168 @@
+"""Running a reference: in float64, and eagerly in the candidate's dtype, on seeded pictures.
+
+`verify` runs everything; `expect` here and `compare` in `rules` are its two halves, for callers that hold several candidates against one reference.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastcnn.errors import RequestError
+from fastcnn.parity.rules import TF32, Expected, Outputs, ParityReport, Slice, compare, kinds_of, relative_error
+from fastcnn.precision import exact_float32, float32_products
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+# Two float64 runs of one picture, alone and within a batch, differ by rounding only.
+_SAME_IN_FLOAT64 = 1e-9
+
+
+def verify(
+    candidate: Callable[[Tensor], Any],
+    reference: nn.Module,
+    example_input: Tensor,
+    *,
+    batch_sizes: Sequence[int] = (1, 2, 5),
+    dtype: torch.dtype | None = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> ParityReport:
+    """Hold `candidate` against `reference` at several batch sizes.
+
+    Args:
+        candidate: takes a tensor [N, ...] of the example's dtype and device; returns a tensor, or tuples, lists or dicts of tensors.
+        reference: the model; a copy of it runs in evaluation mode, in float64, on the example's device. It is not changed.
+        example_input: [N, ...]; its pictures come first in every batch, seeded random ones of the same per-channel range and statistics follow.
+        batch_sizes: sizes to check, each at least 1.
+        dtype: what the candidate computes in: its `dtype` attribute by default, or else the dtype of its first output. A candidate whose attribute
+            `allow_tf32` is true is held to the bound for TF32.
+        tolerance: replaces the bound on the relative L2 error.
+        seed: of the random pictures.
+
+    Returns a report, passed or not; `report.require("…")` raises ParityError where it did not.
+
+    Raises:
+        RequestError: no batch size, one below 1, or a reference that cannot run in float64.
+    """
+    import torch
+
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise RequestError(f"batch sizes must be whole numbers from 1; they are {tuple(batch_sizes)}")
+    pictures = make_pictures(example_input, max(batch_sizes), seed=seed)
+    slices = tuple((0, size) for size in batch_sizes)
+    with exact_float32(), torch.no_grad():
+        raw = [candidate(pictures[start:stop]) for start, stop in slices]
+    if dtype is None:
+        dtype = _dtype_of(candidate, raw[0])
+    tf32 = dtype == torch.float32 and getattr(candidate, "allow_tf32", False) is True
+    expected = expect(reference, pictures, slices, dtype=dtype, tf32=tf32)
+    return compare([flatten(output) for output in raw], expected, tolerance=tolerance)
+
+
+def expect(reference: nn.Module, pictures: Tensor, slices: Sequence[Slice], *, dtype: torch.dtype, tf32: bool = False) -> Expected:
+    """Run `reference` in float64, and eagerly in `dtype`, with TF32 products where `tf32`, on each slice of `pictures`.
+
+    A model that treats pictures independently, which is checked, runs once for all slices: float64 is dear.
+
+    Raises:
+        RequestError: the reference cannot run in float64, or not in `dtype`.
+    """
+    import torch
+
+    with exact_float32(), torch.no_grad():
+        precise, independent = _run_slices(_runner(reference, torch.float64, pictures.device), pictures, slices, None)
+    with float32_products(tf32=tf32), torch.no_grad():
+        eager, _ = _run_slices(_runner(reference, dtype, pictures.device), pictures, slices, independent)
+    return Expected(TF32 if tf32 else _name(dtype), tuple(slices), precise, eager, independent)
+
+
+def make_pictures(example: Tensor, count: int, *, seed: int = 0) -> Tensor:
+    """[count, ...]: the pictures of `example` [N, ...], then seeded normal noise with its mean, deviation and range, per channel (dimension 1)."""
+    import torch
+
+    missing = count - example.shape[0]
+    if missing <= 0:
+        return example[:count]
+    values = example.detach().to("cpu", torch.float64)
+    per_channel = values.transpose(0, 1).flatten(1) if example.dim() > 1 else values[None]
+    rows = [channel[channel.isfinite()] for channel in per_channel]
+    flat = torch.tensor([values.numel() < 2 or bool(values.min() == values.max()) for values in rows])
+    # A constant channel says nothing of its range: standard normal noise instead.
+    low, high, mean, std = (
+        torch.tensor([default if is_flat else float(of(values)) for values, is_flat in zip(rows, flat, strict=True)], dtype=torch.float64)
+        for of, default in ((torch.min, -math.inf), (torch.max, math.inf), (torch.mean, 0.0), (torch.std, 1.0))
+    )
+    noise = torch.randn((missing, *example.shape[1:]), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    shape = (-1, *(1 for _ in example.shape[2:])) if example.dim() > 1 else ()
+    noise = (noise * std.view(shape) + mean.view(shape)).clamp(low.view(shape), high.view(shape))
+    return torch.cat([example, noise.to(example.device, example.dtype)])
+
+
+def flatten(outputs: Any) -> Outputs:
+    """Tensors of any nesting (tuples, lists, dicts) as a flat list of float64 arrays."""
+    from torch.utils import _pytree as pytree
+
+    return [leaf.detach().cpu().double().numpy() for leaf in pytree.tree_leaves(outputs) if leaf is not None]
+
+
+def _runner(reference: nn.Module, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], Outputs]:
+    import torch
+
+    model = copy.deepcopy(reference).eval().to(device=device, dtype=dtype)
+
+    def run(pictures: Tensor) -> Outputs:
+        try:
+            with torch.autocast(device.type, enabled=False):
+                return flatten(model(pictures.to(dtype)))
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise RequestError(f"the reference {type(reference).__name__} cannot run in {_name(dtype)} on {device}: {reason}") from error
+
+    return run
+
+
+def _run_slices(
+    run: Callable[[Tensor], Outputs], pictures: Tensor, slices: Sequence[Slice], independent: bool | None
+) -> tuple[tuple[Outputs, ...], bool]:
+    """Outputs per slice, and whether one run of all pictures gave them; `independent` says whether it may (None: find out)."""
+    total = max(stop for _, stop in slices)
+    if independent is not False:
+        whole = run(pictures[:total])
+        if independent is None:
+            independent = total == 1 or _agree(run(pictures[:1]), whole, total)
+        if independent:
+            return tuple([output[start:stop] for output in whole] for start, stop in slices), True
+    return tuple(run(pictures[start:stop]) for start, stop in slices), False
+
+
+def _agree(single: Outputs, whole: Outputs, total: int) -> bool:
+    """Does the first picture alone give what it gives within the batch?"""
+    if len(single) != len(whole):
+        return False
+    for alone, batch in zip(single, whole, strict=True):
+        if batch.ndim < 1 or batch.shape[0] != total or alone.shape != batch[:1].shape:
+            return False
+        if not np.array_equal(kinds_of(alone), kinds_of(batch[:1])) or relative_error(alone, batch[:1], np.isfinite(alone)) > _SAME_IN_FLOAT64:
+            return False
+    return True
+
+
+def _dtype_of(candidate: object, outputs: Any) -> torch.dtype:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    own = getattr(candidate, "dtype", None)
+    if isinstance(own, torch.dtype):
+        return own
+    return next((leaf.dtype for leaf in pytree.tree_leaves(outputs) if leaf.is_floating_point()), torch.float32)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
