@@ -245,7 +245,7 @@ def _step_seconds(module: OptimizedModule, x: Tensor) -> list[float | None]:
 
     A row is one operation, but for a fused step that oneDNN does not have: that one is `conv2d`, `add` and `relu` in a row.
     """
-    wanted = [list(_operations(row.kernel)) for row in module.plan.rows]
+    wanted = [row.operations for row in module.plan.rows]
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would write to stderr that it starts, stops, and finds no GPU
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if x.is_cuda else [])
     with torch.inference_mode():
@@ -262,17 +262,6 @@ def _step_seconds(module: OptimizedModule, x: Tensor) -> list[float | None]:
     if len(samples) < _STEP_RUNS:
         return [None] * len(wanted)
     return [statistics.median(values) for values in zip(*samples, strict=True)]
-
-
-def _operations(kernel: str) -> Iterator[str]:
-    """The dispatcher's names of the operations that a kernel of the torch engine's plan stands for."""
-    if kernel.startswith("oneDNN convolution"):
-        yield "mkldnn::_convolution_pointwise"
-        return
-    first, *epilogue = kernel.split(" + ")
-    yield first
-    for operation in epilogue:
-        yield f"aten::{operation}"
 
 
 def _match(events: Sequence[Any], wanted: Sequence[Sequence[str]], cuda: bool) -> list[float] | None:
