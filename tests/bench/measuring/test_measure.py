@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastcnn.bench.measuring.measure import Settings, measure_group, pinned_threads, warm_up
+from fastcnn.bench.measuring.timing import HostTimer, Instruments
 from fastcnn.bench.peers.subject import Subject
 from fastcnn.bench.records.result import GroupResult, RowResult, Status
 from fastcnn.errors import RequestError
@@ -18,9 +19,10 @@ Measure = Callable[..., GroupResult]
 
 @pytest.fixture
 def measure(subject: Subject, settings: Settings, clock: Any, input_shape: tuple[int, ...]) -> Measure:
-    def run(*peers: Any, shape: tuple[int, ...] = input_shape, device: str = "cpu", progress: Any = None, **changes: Any) -> GroupResult:
+    def run(*peers: Any, shape: tuple[int, ...] = input_shape, progress: Any = None, **changes: Any) -> GroupResult:
         shown = {} if progress is None else {"progress": progress}
-        return measure_group("tiny", subject, peers, shape, replace(settings, **changes), device=device, clock=clock, **shown)
+        instruments = Instruments(clock, HostTimer(clock))
+        return measure_group("tiny", subject, peers, shape, replace(settings, **changes), instruments=instruments, **shown)
 
     return run
 
@@ -220,7 +222,7 @@ def test_warm_up_goes_on_until_steady(settings: Settings, clock: Any) -> None:
     def run() -> None:
         clock.time += next(times)
 
-    done = warm_up(run, replace(settings, warm_up_seconds=100.0), clock)
+    done = warm_up(run, replace(settings, warm_up_seconds=100.0), Instruments(clock, HostTimer(clock)))
     assert done.steady
     assert done.seconds_per_run == 0.5
     assert done.runs == 9  # the first window of three whose median is no longer below that of the three before it
@@ -232,7 +234,7 @@ def test_warm_up_has_a_limit(settings: Settings, clock: Any) -> None:
     def run() -> None:
         clock.time += next(times)
 
-    done = warm_up(run, replace(settings, warm_up_seconds=5.0), clock)
+    done = warm_up(run, replace(settings, warm_up_seconds=5.0), Instruments(clock, HostTimer(clock)))
     assert not done.steady
     assert done.seconds > 5.0
     assert done.runs == 4
