@@ -86,8 +86,8 @@ def measure_group(
         instruments: those of the device for None.
         progress: called before each step.
 
-    A peer that is missing, raises, or differs from the reference becomes a row that says so. Ctrl-C ends the measuring and keeps every
-    complete visit; the result then has `interrupted` set.
+    A peer that is missing, raises, or differs from the reference becomes a row that says so. Ctrl-C ends the measuring and keeps the
+    rounds that all rows completed; the result then has `interrupted` set.
 
     Raises RequestError if the model cannot take such an input.
     """
@@ -158,11 +158,12 @@ class _Measuring:
                     peer.release()
                 if self.device == "cuda":
                     _free_memory(self.device)
+        self._keep_common_rounds()
         for row in group.rows:
             if row.rounds and row.status is not Status.FAILED:
                 row.status = Status.TIMED
             elif row.status is Status.INTERRUPTED:
-                row.reason = "stopped before its first round was complete"
+                row.reason = "stopped before the first round of all rows was complete"
         group.finish(self.settings.baseline)
         return group
 
@@ -230,6 +231,13 @@ class _Measuring:
         self.progress("timing", settings.rounds * len(order), settings.rounds * len(order), "done")
         for row in self.group.rows:
             _require_events_to_see_the_work(row)
+
+    def _keep_common_rounds(self) -> None:
+        """Drops what an interrupted round measured: all figures of all rows are then of the same rounds, and agree with each other."""
+        timed = [row for row in self.group.rows if row.warm_up is not None and row.status is not Status.FAILED]
+        complete = min((len(row.rounds) for row in timed), default=0)
+        for row in timed:
+            del row.rounds[complete:], row.end_to_end_rounds[complete:]
 
     def _visit(self, run: Runner, timed_runs: int) -> list[Sample]:
         self.instruments.clock.sleep(self.settings.settle_seconds)

@@ -24,7 +24,7 @@ class Status(StrEnum):
     TIMED = "timed"
     FAILED = "failed"  # raised an error, ran elsewhere than asked, or computes something else
     ABSENT = "absent"  # cannot run here: not installed, or not made for the device
-    INTERRUPTED = "interrupted"  # stopped before its first round was complete
+    INTERRUPTED = "interrupted"  # stopped before the first round of all rows was complete
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class RowResult:
         setup_seconds: from the reference module to the end of the first run, a file that was exported for several rows counted in each.
         proof: where and how it ran, as the runtime itself says.
         relative_error: L2, against the reference in float64 (`fastcnn.parity`); the worst of the inputs tried.
-        rounds: seconds per run, by round; every timed run is kept. The monotonic clock's on a CPU, device events' on CUDA.
+        rounds: seconds per run, by round; every timed run of every complete round. The monotonic clock's on a CPU, device events' on CUDA.
         end_to_end_rounds: on CUDA the same runs by the host's clock, until the device is done.
         ratio: speed against the group's baseline.
         cold_start_phases: seconds that a fresh process takes for `import`, `build` and `first_answer`; compiler caches empty.
