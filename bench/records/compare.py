@@ -41,6 +41,11 @@ class RowChange:
         """The time grew by more than the fraction `limit`, and its whole interval lies beyond it."""
         return self.speed.high is not None and 1 / self.speed.high > 1 + limit
 
+    @property
+    def growth_half_width(self) -> float | None:
+        """Half the width of the interval of how much the time grew, as a fraction; None without an interval."""
+        return None if self.speed.low is None or self.speed.high is None else (1 / self.speed.low - 1 / self.speed.high) / 2
+
 
 @dataclass(frozen=True)
 class Unmatched:
@@ -123,6 +128,10 @@ class Comparison:
             if row.speed.low is None:
                 raise RequestError(f"{row.name} of {group.title} has too few rounds to judge: measure with --rounds {FEWEST_ROUNDS} or more")
         return rows, broken
+
+    def widest_interval(self, patterns: Sequence[str] | None) -> float | None:
+        """The largest `growth_half_width` among the rows that `judged` gives; None where none of them has an interval."""
+        return max((width for _, row in self.judged(patterns)[0] if (width := row.growth_half_width) is not None), default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; times in seconds."""
@@ -208,9 +217,8 @@ def _differences(before: StoredResult, after: StoredResult) -> Iterator[Differen
     for what in dict.fromkeys([*old, *new]):
         if old.get(what) != new.get(what):
             yield Difference(what, old.get(what), new.get(what))
-    for result in (before, after):
-        if result.report.interrupted:
-            yield Difference(f"{result.name} was interrupted", before.report.interrupted, after.report.interrupted)
+    if before.report.interrupted != after.report.interrupted:
+        yield Difference("interrupted", before.report.interrupted, after.report.interrupted)
 
 
 def _flat(value: Mapping[str, Any], place: str = "") -> dict[str, Any]:

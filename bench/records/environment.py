@@ -60,9 +60,21 @@ def environment(device: str = "cpu") -> dict[str, Any]:
             "isa": torch.backends.cpu.get_cpu_capability(),
         },
         "gpu": gpu() if device == "cuda" else None,
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "load_average": load_average(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
+
+
+def load_average() -> float | None:
+    """Processes that wanted a core, on average over the last minute; None where the system does not count them."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def busy(load: float | None, cores: int) -> str | None:
+    """A warning in one line where other processes took more than half of the cores; None where they did not, or nobody knows."""
+    if load is None or load <= cores / 2:
+        return None
+    return f"the machine was busy before the run (load average {load:.1f} on {cores} cores): expect wide intervals"
 
 
 def cpu_model() -> str:

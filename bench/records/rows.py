@@ -6,30 +6,30 @@ result without any of the runtimes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
-# In the order of the table that `fastcnn.bench.peers.table` makes of them.
+# Short enough for 80 columns beside the longest name. In the order of the table that `fastcnn.bench.peers.table` makes of them.
 ROWS: Mapping[str, str] = {
     "eager": "PyTorch, the model as it is",
-    "eager_channels_last": "PyTorch, weights and activations channels_last",
-    "eager_cuda_graph": "eager_channels_last, its launches replayed as one CUDA graph",
+    "eager_channels_last": "PyTorch, everything channels_last",
+    "eager_cuda_graph": "eager_channels_last as one CUDA graph",
     "torchscript_frozen": "TorchScript, traced and frozen",
     "torch_compile": "torch.compile with its defaults",
-    "torch_compile_freezing": "torch.compile, channels_last, weights frozen into the code",
-    "torch_compile_max_autotune": "torch.compile in mode max-autotune: CUDA graphs, channels_last, frozen weights",
-    "onnxruntime": "ONNX Runtime, the file that torch.onnx.export writes",
-    "onnxruntime_cuda": "ONNX Runtime's CUDA provider, the file that torch.onnx.export writes",
-    "onnxruntime_tensorrt": "ONNX Runtime's TensorRT provider, the file that torch.onnx.export writes",
-    "openvino": "OpenVINO, the file that torch.onnx.export writes",
-    "fastcnn_file_onnxruntime": "ONNX Runtime, the file that `fastcnn export` writes",
-    "fastcnn_file_onnxruntime_cuda": "ONNX Runtime's CUDA provider, the file that `fastcnn export` writes",
-    "fastcnn_file_tensorrt": "ONNX Runtime's TensorRT provider, the file that `fastcnn export` writes",
-    "fastcnn_file_openvino": "OpenVINO, the file that `fastcnn export` writes",
-    "fastcnn_torch": 'fastcnn.optimize(model, x, backend="torch")',
-    "fastcnn_onnxruntime": 'fastcnn.optimize(model, x, backend="onnxruntime")',
-    "fastcnn_openvino": 'fastcnn.optimize(model, x, backend="openvino")',
-    "fastcnn_triton": 'fastcnn.optimize(model, x, backend="triton")',
-    "fastcnn": "fastcnn.optimize(model, x): the backend that it measured to be the fastest",
+    "torch_compile_freezing": "torch.compile, channels_last, frozen weights",
+    "torch_compile_max_autotune": "torch.compile, max-autotune with CUDA graphs",
+    "onnxruntime": "ONNX Runtime on torch.onnx.export's file",
+    "onnxruntime_cuda": "ONNX Runtime (CUDA) on torch.onnx.export's file",
+    "onnxruntime_tensorrt": "ONNX Runtime (TensorRT), torch.onnx.export's file",
+    "openvino": "OpenVINO on torch.onnx.export's file",
+    "fastcnn_file_onnxruntime": "ONNX Runtime on fastcnn export's file",
+    "fastcnn_file_onnxruntime_cuda": "ONNX Runtime (CUDA) on fastcnn export's file",
+    "fastcnn_file_tensorrt": "ONNX Runtime (TensorRT), fastcnn export's file",
+    "fastcnn_file_openvino": "OpenVINO on fastcnn export's file",
+    "fastcnn_torch": 'fastcnn.optimize with backend "torch"',
+    "fastcnn_onnxruntime": 'fastcnn.optimize with backend "onnxruntime"',
+    "fastcnn_openvino": 'fastcnn.optimize with backend "openvino"',
+    "fastcnn_triton": 'fastcnn.optimize with backend "triton"',
+    "fastcnn": "fastcnn.optimize, which chose its backend",
 }
 
 # The row that stands for fastcnn where one has to: what its user gets without choosing.
@@ -41,4 +41,11 @@ SCENARIOS: Mapping[str, str] = {
     "offline": "whole batches, one after the other",
 }
 
-SET_UP = "from the model to the first answer, in a process that has everything imported"
+# A column of the table, in the words of its heading.
+SET_UP = ("set-up", "from the model to the first answer, in a process that has everything imported")
+
+
+def words_of(rows: Container[str], scenarios: Container[str]) -> dict[str, str]:
+    """What the names of these rows and scenarios mean, as far as this release knows them; nothing where it knows none of the rows."""
+    known = {name: meaning for name, meaning in ROWS.items() if name in rows}
+    return known and {**known, **{name: meaning for name, meaning in SCENARIOS.items() if name in scenarios}, SET_UP[0]: SET_UP[1]}

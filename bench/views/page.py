@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from fastcnn.bench.records.load import StoredResult, parse_result
 from fastcnn.bench.records.result import BEST_PEER, BenchmarkReport, Status
+from fastcnn.bench.records.rows import OUR_ROW, words_of
 from fastcnn.bench.views import units
 from fastcnn.bench.views.page_numbers import ResultNumbers, group_kind, group_title, words
 from fastcnn.bench.views.page_sections import overviews, section_of
@@ -39,8 +40,9 @@ def make_page(result: StoredResult) -> str:
         machine=_machine(numbers),
         date=units.day(numbers.value("environment.date")),
         interrupted=bool(numbers.value("interrupted")),
+        words=_words(numbers),
         headline=_headline(numbers),
-        cards=[_card(numbers, g) for g in groups if _best(numbers, g) is not None],
+        cards=[_card(numbers, g) for g in groups if _our_row(numbers, g) is not None],
         overviews=list(overviews(numbers, models)),
         sections=sections,
         missing=everywhere,
@@ -61,7 +63,7 @@ def write_page(report: BenchmarkReport, path: Path) -> None:
 
 def _headline(numbers: ResultNumbers) -> Markup:
     """Of the first group that has a time: who is fastest, by how much, and whether that is more than chance."""
-    found = next(((g, best) for g in range(len(numbers.data["groups"])) if (best := _best(numbers, g)) is not None), None)
+    found = next(((g, best) for g in range(len(numbers.data["groups"])) if (best := _our_row(numbers, g)) is not None), None)
     if found is None:
         return Markup("No row was timed")
     group, best = found
@@ -82,7 +84,7 @@ def _headline(numbers: ResultNumbers) -> Markup:
 
 
 def _card(numbers: ResultNumbers, group: int) -> dict[str, Any]:
-    base, best = f"groups.{group}", _best(numbers, group)
+    base, best = f"groups.{group}", _our_row(numbers, group)
     row = f"{base}.rows.{best}"
     verdicts = {
         "faster": "faster",
@@ -105,10 +107,19 @@ def _card(numbers: ResultNumbers, group: int) -> dict[str, Any]:
     }
 
 
-def _best(numbers: ResultNumbers, group: int) -> int | None:
-    """The fastest row of fastcnn's, or the fastest of all where it has none; rows stand fastest first."""
+def _our_row(numbers: ResultNumbers, group: int) -> int | None:
+    """The row that stands for fastcnn: `fastcnn` where it has a time, else the fastest of its rows, else of all; the fastest stand first."""
     timed = [(r, row) for r, row in enumerate(numbers.value(f"groups.{group}.rows")) if row["status"] == Status.TIMED]
-    return next((r for r, row in timed if row["ours"]), timed[0][0] if timed else None)
+    named = [r for r, row in timed if row["name"] == OUR_ROW]
+    ours = [r for r, row in timed if row["ours"]]
+    return next(iter([*named, *ours, *(r for r, _ in timed)]), None)
+
+
+def _words(numbers: ResultNumbers) -> dict[str, str]:
+    """What the names of timed rows and of scenarios mean."""
+    groups = numbers.value("groups")
+    rows = {row["name"] for group in groups for row in group["rows"] if row["status"] == Status.TIMED}
+    return words_of(rows, {group.get("scenario") for group in groups})
 
 
 def _compared(numbers: ResultNumbers, group: int, row: int) -> bool:

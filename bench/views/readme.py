@@ -20,6 +20,7 @@ from pathlib import Path
 
 from fastcnn.bench.records.load import StoredResult, read_result
 from fastcnn.bench.records.result import BEST_PEER, GroupResult, RowResult
+from fastcnn.bench.records.rows import ROWS, words_of
 from fastcnn.bench.views import plots, units
 from fastcnn.errors import FastcnnError, FileFormatError
 from fastcnn.files import write_text
@@ -59,7 +60,8 @@ def generate(readme: Path) -> Generated:
         svg = _picture(group, index)
         pictures |= {readme.parent / f"{stem}-{theme}.svg": plots.coloured(svg, palette) for theme, palette in _THEMES.items()}
         shown.append(_picture_element(stem, group))
-    parts = [_where(result, readme.parent / found[2]), _table(list(timed.values())), "\n".join(shown), _how(result, found[2])]
+    tables = [_table(list(timed.values())), _rows_explained(list(timed.values()))]
+    parts = [_where(result, readme.parent / found[2]), *filter(None, tables), "\n".join(shown), _how(result, found[2])]
     section = found[1] + "\n" + "\n\n".join(parts) + "\n\n" + found[3]
     return Generated(text[: found.start()] + section + text[found.end() :], pictures)
 
@@ -117,6 +119,14 @@ def _table(groups: Sequence[GroupResult]) -> str:
             cells += _cells(next((row for row in group.timed() if row.name == name), None))
         lines.append(cells)
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _rows_explained(groups: Sequence[GroupResult]) -> str:
+    words = words_of({row.name for group in groups for row in group.timed()}, ())
+    if not words:
+        return ""
+    lines = [f"- `{word}`: {meaning}" for word, meaning in words.items() if word in ROWS]
+    return "\n".join(["<details><summary>What each row is</summary>", "", *lines, "", "</details>"])
 
 
 def _cells(row: RowResult | None) -> list[str]:

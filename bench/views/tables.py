@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastcnn.bench.records.environment import busy
 from fastcnn.bench.records.result import BenchmarkReport, GroupResult, LadderRung, RooflineStep, RooflineTotal, RowResult, Status
+from fastcnn.bench.records.rows import words_of
 from fastcnn.bench.records.statistics import FEWEST_ROUNDS, Summary
 from fastcnn.bench.views import units
 from fastcnn.files import write_text
@@ -25,7 +27,7 @@ _COLD = ("cold start", "memory")
 
 
 def print_report(report: BenchmarkReport, console: Console) -> None:
-    """One table per model and batch size, then the rows that have no time and why."""
+    """One table per model and batch size, then the rows that have no time and why; last what the words in them mean."""
     cpu, versions = report.environment["cpu"], report.environment["versions"]
     _say(console, f"{cpu['model']}, {cpu['cores']} cores, {report.settings['threads']} threads, {report.environment['platform']}")
     gpu = report.environment.get("gpu")
@@ -34,15 +36,15 @@ def print_report(report: BenchmarkReport, console: Console) -> None:
         state = [f"driver {gpu['driver']}" if gpu.get("driver") else "", f"{limit:.0f} W" if limit else ""]
         _say(console, ", ".join([gpu["name"], f"CUDA {gpu['cuda']}", f"cuDNN {gpu['cudnn']}", *filter(None, state)]))
     _say(console, ", ".join(f"{name} {version}" for name, version in versions.items() if version))
-    load = report.environment["load_average"]
-    if load is not None and load > cpu["cores"] / 2:
-        _say(console, f"the machine was busy before the run (load average {load:.1f} on {cpu['cores']} cores): expect wide intervals", "yellow")
+    if warning := busy(report.environment["load_average"], cpu["cores"]):
+        _say(console, warning, "yellow")
     if report.ceilings is not None:
         copy, gemm = units.bandwidth(report.ceilings.copy_bytes_per_second), units.rate(report.ceilings.gemm_flops_per_second)
         _say(console, f"ceilings: copies {copy}, matrix products {gemm} ({report.ceilings.how})")
     for group in report.groups:
         console.print()
         print_group(group, console)
+    _print_words(report, console)
 
 
 def print_group(group: GroupResult, console: Console) -> None:
@@ -59,7 +61,7 @@ def print_group(group: GroupResult, console: Console) -> None:
     timed = group.timed()
     if timed:
         table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
-        columns = [column for column in _COLUMNS if console.width >= _FULL_WIDTH or column not in _DISPENSABLE]
+        columns = _columns(console)
         if any(row.cold_start_phases is not None for row in timed):
             columns += _COLD
         for column in columns:
@@ -86,6 +88,22 @@ def print_group(group: GroupResult, console: Console) -> None:
         _print_roofline(group, group.roofline, group.roofline_total, console)
     if group.interrupted:
         _say(console, "interrupted: the figures are of the rounds that were complete", "yellow")
+
+
+def _columns(console: Console) -> list[str]:
+    return [column for column in _COLUMNS if console.width >= _FULL_WIDTH or column not in _DISPENSABLE]
+
+
+def _print_words(report: BenchmarkReport, console: Console) -> None:
+    words = words_of({row.name for group in report.groups for row in group.timed()}, {group.scenario for group in report.groups})
+    words = {word: meaning for word, meaning in words.items() if word in _columns(console) or word not in _DISPENSABLE}
+    if not words:
+        return
+    console.print()
+    _say(console, "what the words mean", "bold")
+    width = max(map(len, words))
+    for word, meaning in words.items():
+        _say(console, f"{word:<{width}}  {meaning}", "dim")
 
 
 def _print_ladder(ladder: Sequence[LadderRung], console: Console) -> None:

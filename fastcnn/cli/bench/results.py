@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastcnn.bench.records.rows import ROWS
 from fastcnn.cli import output
 from fastcnn.cli.bench.layers import layers
 from fastcnn.cli.bench.run import CHECK_FAILED, bench
@@ -26,11 +27,16 @@ does not. The interval covers what varied within each run, not that a shared mac
 --relative-to a row that does not change. Exit codes: 0 no row is slower, 1 a row is, 2 nothing could be judged.
 """
 
+# \b: click does not fill the lines of this paragraph.
+_ROWS_EPILOG = "\n".join(["\b", "Rows:", *(f"  {name:<{max(map(len, ROWS))}}  {meaning}" for name, meaning in ROWS.items())])
+
 _RESULT = "A file that `fastcnn bench --json` wrote."
 
 commands = typer.Typer(cls=DefaultCommandGroup, rich_markup_mode=None)
 commands.command(
-    DefaultCommandGroup.default, hidden=True, epilog="Also: fastcnn bench compare, fastcnn bench page and fastcnn bench layers (see their --help)."
+    DefaultCommandGroup.default,
+    hidden=True,
+    epilog=f"{_ROWS_EPILOG}\n\nAlso: fastcnn bench compare, fastcnn bench page and fastcnn bench layers (see their --help).",
 )(bench)
 commands.command(short_help="Time every implementation of every convolution of a model on the GPU.")(layers)
 
@@ -63,10 +69,16 @@ def compare(
 
     comparison = compare_results(read_result(before), read_result(after), relative_to)
     slower = [] if limit is None else _slower(comparison, limit, patterns)
+    widest = None if limit is None else comparison.widest_interval(patterns)
     if as_json:
-        output.print_json(comparison.to_dict() | {"fail_if_slower": limit, "slower": slower})
+        output.print_json(comparison.to_dict() | {"fail_if_slower": limit, "slower": slower, "widest_interval": widest})
     else:
         _print(comparison)
+        if limit is not None and widest is not None and not slower:
+            print(
+                f"\nno row is slower by more than {limit * 100:g}%; the widest interval is ±{widest:.1%}, "
+                f"so a loss of less than {limit + widest:.1%} may not have been seen"
+            )
     for difference in comparison.differences:
         output.warning(f"not the same: {difference}")
     if slower:

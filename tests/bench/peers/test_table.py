@@ -12,8 +12,6 @@ from fastcnn.bench.records.rows import OUR_ROW, ROWS
 from fastcnn.errors import UnknownNameError
 
 COMPILED = ("torch_compile", "torch_compile_freezing")
-
-
 THREADS = 2
 
 

@@ -12,8 +12,6 @@ from fastcnn.bench.peers.torch import TorchCompile, TorchCompileFreezing
 from fastcnn.errors import BackendError
 
 COMPILED = ("torch_compile", "torch_compile_freezing")
-
-
 THREADS = 2
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastcnn.bench.records import environment as environment_module
-from fastcnn.bench.records.environment import environment
+from fastcnn.bench.records.environment import busy, environment
 
 
 def test_environment_explains_a_row() -> None:
@@ -19,6 +19,12 @@ def test_environment_explains_a_row() -> None:
     assert facts["cpu"]["model"]
     assert facts["date"].endswith("+00:00")
     json.dumps(facts)
+
+
+def test_machine_is_busy_where_others_take_more_than_half_of_it() -> None:
+    assert busy(None, 2) is None
+    assert busy(1.0, 2) is None
+    assert busy(1.2, 2) == "the machine was busy before the run (load average 1.2 on 2 cores): expect wide intervals"
 
 
 def test_commit_is_none_where_the_code_is_not_in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 from bench_support import HOSTILE, is_rounded, number_at, report, shown_numbers
+from markupsafe import escape
 
 from fastcnn.bench.records.load import parse_result, read_result
 from fastcnn.bench.records.result import BenchmarkReport, Status
+from fastcnn.bench.records.rows import ROWS
 from fastcnn.bench.views.page import make_page, write_page
 from fastcnn.bench.views.tables import to_json
 
 STORED = sorted((Path(__file__).parents[3] / "bench" / "results").glob("*.json"))
-
-
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
@@ -171,6 +171,28 @@ def test_parts_that_were_not_measured_are_named_once() -> None:
 )
 def test_headline_claims_no_more_than_the_interval_allows(slower: float, said: str) -> None:
     assert said in _headline(_page(report((1,), rounds=12, everything=False, slower=slower)))
+
+
+def test_row_fastcnn_stands_for_us_wherever_it_has_a_time() -> None:
+    """Not whichever of our rows was the fastest at that batch size: the reader would compare two different things."""
+
+    def names(made: BenchmarkReport) -> list[str]:
+        cards = re.findall(r'<a class="card".*?</a>', _page(made), re.DOTALL)
+        return [re.search(r"<b>(.*?)</b>", card)[1] for card in cards]  # type: ignore[index]
+
+    made = report((1, 8), everything=False, slower=1.5)
+    assert [next(row.name for row in group.rows if row.ours) for group in made.groups] == ["fastcnn_torch"] * 2  # the fastest
+    assert names(made) == ["fastcnn"] * 2
+    for group in made.groups:
+        group.rows = [row for row in group.rows if row.name != "fastcnn"]
+    assert names(made) == ["fastcnn_torch"] * 2
+
+
+def test_words_are_explained() -> None:
+    html = _page(report((1, 8), everything=False))
+    assert f"<dt>openvino</dt><dd>{escape(ROWS['openvino'])}</dd>" in html
+    assert "<dt>offline</dt><dd>whole batches, one after the other</dd>" in html
+    assert "<dt>onnxruntime</dt>" not in html  # absent from this run
 
 
 def test_headline_without_interval_baseline_or_times() -> None:

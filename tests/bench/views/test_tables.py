@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_support import report as made_up_report
 from rich.console import Console
 
 from fastcnn.bench.records.result import BenchmarkReport, GroupResult, RowResult, Status, WarmUp
+from fastcnn.bench.records.rows import ROWS
 from fastcnn.bench.views.tables import print_report, to_json, write_json
 from fastcnn.errors import RequestError
 
@@ -58,7 +60,8 @@ def test_table_fits_a_narrow_terminal() -> None:
     text = _text(report, width=80)
     assert "…" not in text
     assert "set-up" not in text
-    (line,) = [line for line in text.splitlines() if line.startswith("torch_compile_freezing")]
+    line, explained = [line for line in text.splitlines() if line.startswith("torch_compile_freezing")]
+    assert explained.endswith(ROWS["torch_compile_freezing"])
     assert line.split()[1:] == ["10.5", "ms", "381.0", "2.00×", "2.00", "–", "2.00", "2e-06"]
 
 
@@ -68,6 +71,15 @@ def test_table_says_when_it_was_interrupted_or_the_machine_busy() -> None:
     text = _text(report)
     assert "interrupted: the figures are of the rounds that were complete" in text
     assert "the machine was busy before the run (load average 1.7 on 2 cores)" in text
+
+
+def test_words_of_the_table_are_explained_below_it() -> None:
+    lines = _text(made_up_report((1, 8), everything=False)).splitlines()
+    start = lines.index("what the words mean")
+    said = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in lines[start + 1 :]}
+    assert list(said) == ["eager", "torch_compile_freezing", "openvino", "fastcnn_torch", "fastcnn", "single-stream", "offline", "set-up"]
+    assert said["fastcnn"] == ROWS["fastcnn"]
+    assert "what the words mean" not in _text(_report())  # it has no row that is known
 
 
 def test_few_rounds_say_why_there_is_no_interval() -> None:

@@ -11,6 +11,7 @@ from bench_support import report
 from typer.testing import CliRunner, Result
 
 from fastcnn.bench.records.result import BenchmarkReport
+from fastcnn.bench.records.rows import ROWS
 from fastcnn.bench.views.tables import to_json
 
 
@@ -52,6 +53,29 @@ def test_command_ends_with_1_for_a_slower_row_only(bench: Callable[..., Result])
     assert bench("compare", "a.json", "slow.json", "--fail-if-slower", "5%", "--rows", "eager,openvino").exit_code == 0
     assert bench("compare", "a.json", "slow.json", "--fail-if-slower", "5%", "--rows", "fast*").exit_code == 1
     assert bench("compare", "slow.json", "a.json", "--fail-if-slower", "0%").exit_code == 0
+
+
+def test_command_says_what_it_could_have_seen(bench: Callable[..., Result]) -> None:
+    said = bench("compare", "a.json", "same.json", "--fail-if-slower", "5%")
+    data = json.loads(bench("compare", "a.json", "same.json", "--fail-if-slower", "5%", "--json").stdout)
+    ours = [row for row in data["groups"][0]["rows"] if row["ours"]]
+    widest = max(1 / row["speed"]["low"] - 1 / row["speed"]["high"] for row in ours) / 2
+    assert data["widest_interval"] == pytest.approx(widest)
+    expected = (
+        f"no row is slower by more than 5%; the widest interval is ±{widest:.1%}, so a loss of less than {0.05 + widest:.1%} may not have been seen"
+    )
+    assert said.stdout.splitlines()[-1] == expected
+    assert "no row is slower" not in bench("compare", "a.json", "same.json").stdout
+    slow = bench("compare", "a.json", "slow.json", "--fail-if-slower", "5%")
+    assert "no row is slower" not in slow.stdout + slow.stderr
+
+
+def test_results_that_were_interrupted_alike_are_no_difference(bench: Callable[..., Result]) -> None:
+    made = report((1,))
+    made.groups[0].interrupted = True
+    Path("cut.json").write_text(to_json(made))
+    assert bench("compare", "cut.json", "cut.json").stderr == ""
+    assert bench("compare", "a.json", "cut.json").stderr.splitlines() == ["warning: not the same: interrupted: no before, yes after"]
 
 
 def test_command_says_when_other_rows_became_slower_too(bench: Callable[..., Result]) -> None:
@@ -103,6 +127,8 @@ def test_help_of_bench_and_of_its_subcommands(bench: Callable[..., Result]) -> N
     assert run.stdout.startswith("Usage: fastcnn bench [OPTIONS] [MODEL]...")
     assert "fastcnn bench compare" in run.stdout
     assert "fastcnn bench page" in run.stdout
+    for name, meaning in ROWS.items():
+        assert f"  {name:<29}  {meaning}\n" in run.stdout
     compare = bench("compare", "--help")
     assert "Usage: fastcnn bench compare" in compare.stdout
     assert "whole 95 % interval" in " ".join(compare.stdout.split())
