@@ -21,7 +21,9 @@ from fastcnn.bench.peers.fastcnn import Fastcnn
 from fastcnn.bench.peers.runtimes import onnxruntime_runner
 from fastcnn.bench.peers.subject import Subject
 from fastcnn.bench.peers.torch import Eager
+from fastcnn.bench.records.environment import busy, load_average
 from fastcnn.bench.views.tables import print_group
+from fastcnn.cores import usable_cores
 from fastcnn.data.samples import digit_files
 from fastcnn.errors import FastcnnError, ParityError
 from fastcnn.export import export_onnx, verify_file
@@ -73,19 +75,23 @@ def run_demo(name: str, path: Path, rounds: int) -> None:
         console.print(text, style=style, markup=False, soft_wrap=True)
 
     spec = model_spec(name)
+    warning = busy(load_average(), usable_cores())  # before the export, which is busy itself
     model = create_model(name)
     example = torch.rand(1, *spec.input_size, generator=torch.Generator().manual_seed(0))
     say(f"1  {name}, seeded random weights → {path}", "bold")
     with contextlib.redirect_stdout(sys.stderr):  # exporters like to talk
         report = export_onnx(model, path, example, force=True)
     for fused in report.passes:
-        say(f"   {fused}")
+        if fused.fired:
+            say(f"   {fused}")
     say(f"   {report.bytes / 1e6:.1f} MB, sha256 {report.sha256}, {report.seconds:.1f} s with its check")
     say("2  the same answers", "bold")
     say(f"   against the reference  {report.parity.summary()}")
     say(f"   from the file alone    {verify_file(path).summary()}")
 
     say("3  its speed on this machine, rows timed in turns", "bold")
+    if warning:
+        say(f"   {warning}", "yellow")
     settings = Settings(threads=torch.get_num_threads(), rounds=rounds, baseline=Eager.name)
     with contextlib.redirect_stdout(sys.stderr), Subject(model) as subject:
         group = measure_group(name, subject, [Eager(), ExportedFile(path), Fastcnn()], tuple(example.shape), settings)

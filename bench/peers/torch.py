@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -116,9 +119,10 @@ class TorchCompile(Peer):
             return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values()), hits
 
         before = count()
-        # dynamic=False: after a second batch size in one process the default would compile for any batch, which is slower at each.
-        run = inference(torch.compile(model, dynamic=False, mode=mode))
-        run(example)
+        with _without_cuda_home_warning():
+            # dynamic=False: after a second batch size in one process the default would compile for any batch, which is slower at each.
+            run = inference(torch.compile(model, dynamic=False, mode=mode))
+            run(example)
         graphs, breaks, hits = (now - then for now, then in zip(count(), before, strict=True))
         if not graphs:
             raise BackendError("torch.compile compiled no graph: the model ran eagerly, or was compiled before and not released")
@@ -169,6 +173,21 @@ class TorchCompileMaxAutotune(TorchCompile):
             raise BackendError("torch.compile captured no CUDA graph of the model")
         graphs = {"cuda graphs": str(captured), "freezing": "on", "layout": "channels_last"}
         return Prepared(run, {**prepared.proof, **graphs})
+
+
+@contextmanager
+def _without_cuda_home_warning() -> Iterator[None]:
+    """PyTorch's extension builder warns of a CUDA toolkit without a GPU, which says nothing about a row on the CPU."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No CUDA runtime is found")
+
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
 
 
 def _cuda_graphs(example: Tensor) -> int:

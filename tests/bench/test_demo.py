@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from PIL import Image
 from rich.console import Console
 
 from fastcnn.bench import demo
+from fastcnn.bench.records.result import GroupResult, RowResult, Status
 from fastcnn.data.samples import digit_files
 from fastcnn.errors import ParityError
+from fastcnn.graph.plan import PassReport
 from fastcnn.models import create_model
 
 
@@ -26,6 +29,33 @@ def test_digits_are_those_of_mnist(shared_dir):
         with Image.open(file) as picture:
             assert picture.tobytes() == test_set.data[index].numpy().tobytes()
         assert int(test_set.targets[index]) == digit
+
+
+def test_demo_shows_passes_that_found_something_and_warns_of_a_busy_machine(tmp_path, monkeypatch, capsys):
+    def timed(name, subject, peers, shape, settings):
+        rows = [RowResult(peer.name, peer.ours, Status.TIMED, rounds=[[0.01]] * settings.rounds) for peer in peers]
+        return GroupResult(name, shape[0], shape, "float32", "cpu", 1e-5, rows)
+
+    report = SimpleNamespace(
+        passes=[PassReport("fold_batch_norm", 3), PassReport("drop_dropout")],
+        bytes=1,
+        sha256="00",
+        seconds=1.0,
+        parity=SimpleNamespace(summary=lambda: "passed"),
+    )
+    monkeypatch.setattr(demo, "measure_group", timed)
+    monkeypatch.setattr(demo, "export_onnx", lambda *args, **options: report)
+    monkeypatch.setattr(demo, "verify_file", lambda path: report.parity)
+    monkeypatch.setattr(demo, "read_digits", lambda path, console: None)
+    monkeypatch.setattr(demo, "load_average", lambda: 64.0 * demo.usable_cores())
+    demo.run_demo("simple_cnn", tmp_path / "simple_cnn.onnx", 5)
+    said = capsys.readouterr().out
+    assert "fold_batch_norm: 3×" in said
+    assert "drop_dropout" not in said
+    assert "the machine was busy before the run" in said
+    monkeypatch.setattr(demo, "load_average", lambda: 0.0)
+    demo.run_demo("simple_cnn", tmp_path / "simple_cnn.onnx", 5)
+    assert "busy" not in capsys.readouterr().out
 
 
 def test_reads_all_digits(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -62,6 +63,24 @@ def test_compile_that_compiled_nothing_is_an_error(subject: Subject, x: torch.Te
     monkeypatch.setattr(torch, "compile", lambda model, **options: model)
     with pytest.raises(BackendError, match="ran eagerly"):
         TorchCompile().prepare(subject, x, THREADS)
+
+
+def test_compile_keeps_a_warning_about_the_cuda_toolkit_away(
+    subject: Subject, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("torch.utils.cpp_extension")
+
+    def warns(model: torch.nn.Module, **options: Any) -> torch.nn.Module:
+        logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local/cuda")
+        logger.warning("something else")
+        return model
+
+    monkeypatch.setattr(torch, "compile", warns)
+    monkeypatch.setattr(logger, "propagate", True)
+    with pytest.raises(BackendError, match="ran eagerly"):
+        TorchCompile().prepare(subject, x, THREADS)
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
+    assert not logger.filters
 
 
 def test_compile_without_a_compiler_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
