@@ -103,8 +103,10 @@ class Plan:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Plan:
         """The plan that `to_dict` gave; fields that an earlier release did not write have their defaults."""
-        lists = ("folded", "output_shape", "operations")
-        rows = tuple(PlanRow(**{key: tuple(value) if key in lists else value for key, value in row.items()}) for row in data["rows"])
+        tuples: list[dict[str, Any]] = [
+            {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()} for row in data["rows"]
+        ]
+        rows = tuple(PlanRow(**row) for row in tuples)
         passes = tuple(PassReport(report["name"], report["fired"], Counter(report["declined"])) for report in data["passes"])
         return cls(data["backend"], rows, passes, tuple(Candidate(**candidate) for candidate in data["choice"]), data.get("memory", {}))
 
