@@ -17,6 +17,7 @@ from fastcnn.errors import BackendError
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.passes import STANDARD_PASSES
 from fastcnn.graph.plan import PlanRow
+from fastcnn.target import Target
 
 
 class OnnxRuntimeEngine:
@@ -28,15 +29,15 @@ class OnnxRuntimeEngine:
     def unavailable(self) -> str | None:
         return None if importlib.util.find_spec("onnxruntime") else "onnxruntime is not installed"
 
-    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type != "cpu":
-            return f"runs on the CPU only, the input is on {device}"
-        return None if dtype in (torch.float32, torch.float16) else f"has no kernels for {dtype} on a CPU"
+    def unsupported(self, target: Target) -> str | None:
+        if target.device.type != "cpu":
+            return f"runs on the CPU only, the input is on {target.device}"
+        return None if target.dtype in (torch.float32, torch.float16) else f"has no kernels for {target.dtype} on a CPU"
 
     def unfit_for_auto(self) -> str | None:
         return None
 
-    def lower(self, captured: CapturedGraph, dtype: torch.dtype, artifact: bytes | None = None) -> Lowered:
+    def lower(self, captured: CapturedGraph, target: Target, artifact: bytes | None = None) -> Lowered:
         from fastcnn.export.onnx_lowering import lower_to_onnx
 
         model = artifact or lower_to_onnx(captured).SerializeToString()

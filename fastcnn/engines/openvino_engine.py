@@ -17,6 +17,7 @@ from fastcnn.engines.runtime_rows import rows_of_openvino
 from fastcnn.errors import BackendError
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.passes import STANDARD_PASSES
+from fastcnn.target import Target
 
 # OpenVINO lowers the precision by itself where the CPU has fast bfloat16; asked for by name, it computes what the dtype says.
 _PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -31,24 +32,24 @@ class OpenVinoEngine:
     def unavailable(self) -> str | None:
         return None if importlib.util.find_spec("openvino") else "openvino is not installed (pip install 'fastcnn[openvino]')"
 
-    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type != "cpu":
-            return f"runs on the CPU only, the input is on {device}"
-        return None if dtype in _PRECISION else f"has no kernels for {dtype} on a CPU"
+    def unsupported(self, target: Target) -> str | None:
+        if target.device.type != "cpu":
+            return f"runs on the CPU only, the input is on {target.device}"
+        return None if target.dtype in _PRECISION else f"has no kernels for {target.dtype} on a CPU"
 
     def unfit_for_auto(self) -> str | None:
         return None
 
-    def lower(self, captured: CapturedGraph, dtype: torch.dtype, artifact: bytes | None = None) -> Lowered:
+    def lower(self, captured: CapturedGraph, target: Target, artifact: bytes | None = None) -> Lowered:
         from fastcnn.export.onnx_lowering import lower_to_onnx
 
         if artifact is None:
-            if dtype != torch.float32:
+            if target.dtype != torch.float32:
                 # The weights stay float32 in the model; the runtime rounds them once, when it packs them.
                 captured = captured.copy()
                 captured.cast_constants(torch.float32)
             artifact = lower_to_onnx(captured).SerializeToString()
-        model, usual = artifact, captured.usual_batch
+        model, usual, dtype = artifact, target.usual_batch, target.dtype
         fixed = _Compiled(model, dtype, usual)
         lock, any_batch = threading.Lock(), list[_Compiled]()
 

@@ -53,7 +53,7 @@ def capture(model: nn.Module, example_input: Tensor) -> CapturedGraph:
     structure = structure_to_json(pytree.tree_unflatten(range(len(flat)), program.call_spec.out_spec), type(model).__name__)
     module.graph.set_codegen(fx.graph.CodeGen())
     module.graph.output_node().args = (flat,)
-    captured = CapturedGraph(module, input_node.meta["shape"], input_node.meta["dtype"], structure, example_input.shape[0], _info(model))
+    captured = CapturedGraph(module, input_node.meta["shape"], input_node.meta["dtype"], structure, _info(model))
     captured.tidy()
     return captured
 
