@@ -43,21 +43,31 @@ _OWNS_ITS_RESULT = (
 
 
 class TorchEngine:
-    """Runs on any device that PyTorch has."""
+    """Runs on any device that PyTorch has.
+
+    Args:
+        passes: names of the passes that run over a graph before it is lowered.
+    """
 
     name = "torch"
-    passes: Sequence[str] = STANDARD_PASSES
+
+    def __init__(self, passes: Sequence[str] = STANDARD_PASSES) -> None:
+        self.passes = tuple(passes)
 
     def unavailable(self) -> str | None:
+        """Why it cannot run on this machine, or None where it can."""
         return None
 
     def unsupported(self, target: Target) -> str | None:
+        """Why it cannot run on the target's device or in its dtype, or None where it can."""
         return None if target.dtype.is_floating_point else f"{target.dtype} is not a floating-point dtype"
 
     def unfit_for_auto(self) -> str | None:
+        """None: `auto` always tries it."""
         return None
 
     def lower(self, captured: CapturedGraph, target: Target, artifact: bytes | None = None) -> Lowered:
+        """The graph with fused steps on oneDNN's kernels where it has them, else on `conv2d`, `add` and `relu_`; `artifact` is not used."""
         fused, reports = run_passes(captured, _ENGINE_PASSES)
         if not _onednn_has(target.device, target.dtype):
             plain = _Lowering(fused, packed_for=None)
