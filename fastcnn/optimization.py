@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastcnn.engines import available_backends, get_engine
 from fastcnn.engines.base import Engine
-from fastcnn.errors import BackendError, ParityError, RequestError
+from fastcnn.errors import BackendError, FastcnnError, RequestError
 from fastcnn.graph.capture import capture
 from fastcnn.graph.passes import run_passes
 from fastcnn.graph.plan import BackendTiming
@@ -129,10 +129,15 @@ def _fastest(builder: Builder) -> OptimizedModule:
             reason = engine.unfit_for_auto() or engine.unsupported(builder.target)
         if reason is None:
             try:
-                built[name] = builder.build(engine)
+                module = builder.build(engine)
+                module(builder.example)  # also where nothing was checked: what cannot run is not timed
+                built[name] = module
                 continue
-            except (RequestError, ParityError) as error:
+            except FastcnnError as error:
                 reason = str(error)
+            except Exception as error:  # whatever a runtime raises: the others still run
+                log.debug("auto: %s broke", name, exc_info=True)
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         left_out.append(BackendTiming(name, None, reason))
     if not built:
         raise BackendError("no backend can run this model: " + "; ".join(f"{timing.backend}: {timing.why}" for timing in left_out))

@@ -44,7 +44,9 @@ class ModuleSource:
 class OptimizedModule(nn.Module):
     """A drop-in replacement for the reference in deployment code: same input, same outputs, in the dtype of the input.
 
-    Takes any batch size, an empty one too. Calls are thread-safe. Inference only, and its device and dtype are fixed: `optimize` again for others.
+    Takes any batch size, an empty one too. Calls are thread-safe; where PyTorch itself computes float32 on a GPU, those of modules that differ in
+    `allow_tf32` take turns (see `fastcnn.precision.float32_products`). Inference only, and its device and dtype are fixed:
+    `optimize` again for others.
     A batch that holds NaN, an infinity or a value beyond 1e10 runs on PyTorch's plain operations where the engine would lose them, and says so once.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,6 +106,36 @@ def test_auto_with_a_runtime_that_breaks(monkeypatch):
 
     why = {candidate.backend: candidate.why for candidate in fastcnn.optimize(_model(), IMAGE).plan.choice}
     assert why["openvino"] == "OpenVINO cannot compile the model: no such layer"
+
+
+@pytest.mark.parametrize("when", ["lowered", "called"])
+def test_auto_leaves_out_a_backend_that_raises_what_we_do_not_know(when, monkeypatch):
+    lower = TorchEngine.lower
+
+    def broken(*_):
+        raise RuntimeError("CUDA driver error:\n  device lost")
+
+    def late(self, captured, target, artifact=None):
+        return replace(lower(self, captured, target, artifact), run=broken)
+
+    monkeypatch.setattr(OpenVinoEngine, "unavailable", lambda self: None)
+    monkeypatch.setattr(OpenVinoEngine, "lower", broken if when == "lowered" else late)
+    _times(monkeypatch, torch=1.0)
+    module = fastcnn.optimize(_model(), IMAGE, check=False)
+
+    assert module.backend == "torch"
+    assert {timing.backend: timing.why for timing in module.plan.choice}["openvino"] == "RuntimeError: CUDA driver error: device lost"
+    with pytest.raises(RuntimeError, match="device lost"):
+        fastcnn.optimize(_model(), IMAGE, backend="openvino")
+
+
+def test_an_interrupt_ends_auto(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TorchEngine, "lower", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fastcnn.optimize(_model(), IMAGE)
 
 
 def test_auto_with_no_backend_left(monkeypatch):

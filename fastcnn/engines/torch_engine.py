@@ -97,7 +97,10 @@ class TorchEngine:
 
 
 def _with_float32_products(run: Callable[[Tensor], list[Tensor]], *, tf32: bool) -> Callable[[Tensor], list[Tensor]]:
-    """`run` in the precision that was asked for, whatever PyTorch's switches say when it is called: by default they allow TF32 in convolutions."""
+    """`run` in the precision that was asked for, whatever PyTorch's switches say when it is called: by default they allow TF32 in convolutions.
+
+    The switches belong to the process: calls of modules with the same wish run side by side, those with the other one take turns with them.
+    """
 
     def switched(x: Tensor) -> list[Tensor]:
         with float32_products(tf32=tf32):
