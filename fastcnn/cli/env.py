@@ -11,6 +11,8 @@ from fastcnn import __version__
 from fastcnn.cli import output
 from fastcnn.cli.options import Json
 from fastcnn.cores import usable_cores
+from fastcnn.errors import BackendError
+from fastcnn.runtimes.onnxruntime import import_onnxruntime
 
 # Distributions that a report of a problem should name; the first one found of a group stands for it.
 _DISTRIBUTIONS = {
@@ -95,10 +97,9 @@ def _cuda() -> dict[str, Any]:
 
 def _providers() -> list[str]:
     try:
-        import onnxruntime
-    except ImportError:
+        return list(import_onnxruntime().get_available_providers())
+    except BackendError:
         return []
-    return list(onnxruntime.get_available_providers())
 
 
 def _print(facts: dict[str, Any]) -> None:
