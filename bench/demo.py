@@ -41,6 +41,7 @@ class ExportedFile(Peer):
         self.path = path
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        """A session of onnxruntime on the file."""
         run, proof = onnxruntime_runner(self.path, threads)
         return Prepared(run, proof)
 

@@ -9,15 +9,16 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from fastcnn.bench.measuring.measure import Progress, Settings, make_inputs, measure_group, no_progress, one_line, pinned_threads, warm_up
-from fastcnn.bench.measuring.timing import MonotonicClock, make_timer
+from fastcnn.bench.measuring.measure import ProgressCallback, Settings, make_inputs, measure_group, no_progress, one_line, pinned_threads, warm_up
+from fastcnn.bench.measuring.timing import Instruments
 from fastcnn.bench.peers.base import Peer
 from fastcnn.bench.peers.subject import WEIGHTS, Subject, model_under_test
 from fastcnn.bench.records.environment import environment, gpu
 from fastcnn.bench.records.result import BenchmarkReport, GroupResult, check_baseline
-from fastcnn.bench.studies.cold_start import Request, cold_start
+from fastcnn.bench.studies.ceilings import measure_machine_ceilings
+from fastcnn.bench.studies.cold_start import ColdStartRequest, cold_start
 from fastcnn.bench.studies.ladder import ladder_of, rungs_of
-from fastcnn.bench.studies.roofline import measure_ceilings, roofline
+from fastcnn.bench.studies.plan_roofline import roofline_of
 from fastcnn.engines import available_backends
 from fastcnn.errors import BackendError, FastcnnError, RequestError
 from fastcnn.models import model_spec
@@ -25,7 +26,7 @@ from fastcnn.precision import Precision
 
 log = logging.getLogger(__name__)
 
-ProgressOf = Callable[[str], AbstractContextManager[Progress]]
+ProgressCallbackOf = Callable[[str], AbstractContextManager[ProgressCallback]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def benchmark(
     device: str = "cpu",
     precision: Precision = Precision.fp32,
     extras: Extras = Extras(),
-    progress_of: ProgressOf | None = None,
+    progress_of: ProgressCallbackOf | None = None,
 ) -> BenchmarkReport:
     """Times all peers on every model and batch size, one after the other in this process.
 
@@ -93,9 +94,9 @@ class _Run:
     device: str
     extras: Extras
 
-    def measure(self, model: str, subject: Subject, shape: tuple[int, ...], progress: Progress) -> None:
+    def measure(self, model: str, subject: Subject, shape: tuple[int, ...], progress: ProgressCallback) -> None:
         """Appends a group to the report. What is finished before a Ctrl-C stays in it."""
-        group = measure_group(model, subject, self.peers, shape, self.settings, device=self.device, progress=progress)
+        group = measure_group(model, subject, self.peers, shape, self.settings, progress=progress)
         self.report.groups.append(group)
         if group.interrupted:
             return
@@ -107,22 +108,22 @@ class _Run:
             if self.extras.cold_start and not group.interrupted:
                 self._start_cold(model, subject, group, progress)
 
-    def _climb(self, model: str, subject: Subject, group: GroupResult, progress: Progress) -> None:
+    def _climb(self, model: str, subject: Subject, group: GroupResult, progress: ProgressCallback) -> None:
         rungs = rungs_of(self.device)
 
         def climbing(phase: str, done: int, total: int, what: str) -> None:
             progress(f"ladder: {phase}", done, total, what)
 
-        climbed = measure_group(model, subject, rungs, group.input_shape, self.settings, device=self.device, progress=climbing)
+        climbed = measure_group(model, subject, rungs, group.input_shape, self.settings, progress=climbing)
         group.ladder, group.interrupted = ladder_of(climbed, rungs), climbed.interrupted
 
-    def _compare_with_ceilings(self, subject: Subject, group: GroupResult, progress: Progress) -> None:
+    def _compare_with_ceilings(self, subject: Subject, group: GroupResult, progress: ProgressCallback) -> None:
         import fastcnn
 
         threads, precision = self.settings.threads, subject.precision
         progress("roofline", 0, 2, "ceilings of the machine")
         if self.report.ceilings is None:
-            self.report.ceilings = measure_ceilings(self.device, precision, threads)
+            self.report.ceilings = measure_machine_ceilings(self.device, precision, threads)
         # The engines whose plan is run as it stands: every step can be timed. The others are held against the same sum.
         backend = "triton" if self.device == "cuda" and available_backends()["triton"] is None else "torch"
         progress("roofline", 1, 2, f"steps of the {backend} engine")
@@ -130,21 +131,20 @@ class _Run:
             with pinned_threads(threads), precision.switches():
                 x = make_inputs(group.input_shape, subject, self.settings)[0]
                 module = fastcnn.optimize(subject.model, x, backend=backend, allow_tf32=precision is Precision.tf32)
-                clock = MonotonicClock()
-                alone = warm_up(lambda: module(x), self.settings, clock, make_timer(self.device, clock)).seconds_per_run
+                alone = warm_up(lambda: module(x), self.settings, Instruments.of(self.device)).seconds_per_run
                 timed = next((summary.p50 for row in group.timed() if row.name == f"fastcnn_{backend}" and (summary := row.summary())), alone)
-                group.roofline, group.roofline_total = roofline(module, x, self.report.ceilings, timed)
+                group.roofline, group.roofline_total = roofline_of(module, x, self.report.ceilings, timed)
         except (FastcnnError, RuntimeError) as problem:  # the rows that are timed by now are worth more than this
             log.warning("no roofline of %s at batch %d: %s", group.model, group.batch_size, one_line(problem))
         progress("roofline", 2, 2, "done")
 
-    def _start_cold(self, model: str, subject: Subject, group: GroupResult, progress: Progress) -> None:
+    def _start_cold(self, model: str, subject: Subject, group: GroupResult, progress: ProgressCallback) -> None:
         rungs = {rung.technique: rung for rung in group.ladder or [] if rung.summary()}
         rows = {row.name: row for row in group.timed()}
         jobs = [*rows, *(name for name in rungs if name not in rows)]
         for step, name in enumerate(jobs):
             progress("cold start", step, len(jobs), name)
-            request = Request(model, name, self.device, subject.precision.value, group.input_shape, self.settings.threads)
+            request = ColdStartRequest(model, name, self.device, subject.precision.value, group.input_shape, self.settings.threads)
             try:
                 found = cold_start(request)
             except BackendError as problem:

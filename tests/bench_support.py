@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from typing import Any
 
-from fastcnn.bench.records.result import BenchmarkReport, Ceilings, GroupResult, LadderRung, RooflineStep, RooflineTotal, RowResult, Status, WarmUp
+from fastcnn.bench.records.result import (
+    BenchmarkReport,
+    GroupResult,
+    LadderRung,
+    MachineCeilings,
+    RooflineStep,
+    RooflineTotal,
+    RowResult,
+    Status,
+    WarmUp,
+)
 from fastcnn.bench.records.statistics import speed_ratio
 
 # Every character that means something to HTML, SVG or a URL, in a place where data stands.
@@ -34,7 +44,7 @@ def report(batch_sizes: tuple[int, ...] = (1, 8), *, rounds: int = 6, everything
         "gpu": None,
     }
     settings = {"threads": 2, "rounds": rounds, "timed_runs": 5, "seed": seed, "baseline": "best-peer", "device": "cpu", "weights": "random (seed 0)"}
-    ceilings = Ceilings(2.2e10, 4.8e11, "float32", f"copied and multiplied on this machine {HOSTILE}") if everything else None
+    ceilings = MachineCeilings(2.2e10, 4.8e11, "float32", f"copied and multiplied on this machine {HOSTILE}") if everything else None
     return BenchmarkReport(environment, settings, groups, ceilings)
 
 

@@ -12,7 +12,7 @@ from graph_support import images, net
 from torch import Tensor, nn
 
 import fastcnn
-from fastcnn.precision import _Switches, exact_float32, float32_products
+from fastcnn.precision import Precision, _Switches, exact_float32, float32_products
 
 
 def tf32_is_on() -> bool:
@@ -122,3 +122,17 @@ def test_optimize_in_two_threads_with_different_wishes() -> None:
     run(lambda: work("exact"), lambda: work("tf32"))
     assert seen["exact"] == {(torch.float64, False), (torch.float32, False)}
     assert seen["tf32"] == {(torch.float64, False), (torch.float32, True)}
+
+
+def test_precision_switches_are_set_and_restored() -> None:
+    def switches() -> tuple[str, bool, str]:
+        conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, conv.fp32_precision
+
+    before = switches()
+    with Precision.tf32.switches():
+        assert switches() == ("high", True, "tf32")
+        with Precision.fp32.switches():
+            assert switches() == ("highest", False, "ieee")
+        assert switches() == ("high", True, "tf32")
+    assert switches() == before

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcnn.bench.measuring.timing import Clock, HostTimer, MonotonicClock, Sample, Timer, make_timer
+from fastcnn.bench.measuring.timing import Instruments, Sample
 from fastcnn.bench.peers.base import Peer, Runner
 from fastcnn.bench.peers.subject import Subject
 from fastcnn.bench.records.result import BEST_PEER, GroupResult, RowResult, Status, WarmUp
@@ -61,7 +61,7 @@ class Settings:
 
 
 # phase, steps done, steps in all, what comes next
-Progress = Callable[[str, int, int, str], None]
+ProgressCallback = Callable[[str, int, int, str], None]
 
 
 def no_progress(phase: str, done: int, total: int, what: str) -> None:
@@ -75,29 +75,27 @@ def measure_group(
     input_shape: Sequence[int],
     settings: Settings,
     *,
-    device: str = "cpu",
-    clock: Clock | None = None,
-    timer: Timer | None = None,
-    progress: Progress = no_progress,
+    instruments: Instruments | None = None,
+    progress: ProgressCallback = no_progress,
 ) -> GroupResult:
-    """Times every peer on one model and one input shape, in this process.
+    """Times every peer on one model and one input shape, in this process and on the subject's device.
 
     Args:
         name: of the model, for the report.
         input_shape: (N, C, H, W). Where a row or the reference runs out of memory at N, all of them run at half of it, and so on.
-        device: `cpu` or `cuda`, where the subject is.
-        clock, timer: others for tests.
+        instruments: those of the device for None.
         progress: called before each step.
 
-    A peer that is missing, raises, or differs from the reference becomes a row that says so. Ctrl-C ends the measuring and keeps every
-    complete visit; the result then has `interrupted` set.
+    A peer that is missing, raises, or differs from the reference becomes a row that says so. Ctrl-C ends the measuring and keeps the
+    rounds that all rows completed; the result then has `interrupted` set.
 
     Raises RequestError if the model cannot take such an input.
     """
     requested, *sizes = input_shape
     batch_size, lowered_because = requested, None
+    device = subject.device.type
     while True:
-        measuring = _Measuring(name, subject, peers, (batch_size, *sizes), settings, device, clock or MonotonicClock(), timer, progress)
+        measuring = _Measuring(name, subject, peers, (batch_size, *sizes), settings, instruments or Instruments.of(device), progress)
         try:
             group = measuring.run()
         except _OutOfMemoryError as problem:
@@ -131,16 +129,14 @@ class _Measuring:
         peers: Sequence[Peer],
         shape: tuple[int, ...],
         settings: Settings,
-        device: str,
-        clock: Clock,
-        timer: Timer | None,
-        progress: Progress,
+        instruments: Instruments,
+        progress: ProgressCallback,
     ) -> None:
-        self.subject, self.peers, self.settings, self.device = subject, peers, settings, device
-        self.clock, self.timer, self.progress = clock, timer or make_timer(device, clock), progress
+        self.subject, self.peers, self.settings, self.device = subject, peers, settings, subject.device.type
+        self.instruments, self.progress = instruments, progress
         dtype = str(subject.precision.dtype).removeprefix("torch.")
         rows = [RowResult(peer.name, peer.ours) for peer in peers]
-        self.group = GroupResult(name, shape[0], shape, dtype, device, 0.0, rows, precision=subject.precision.value)
+        self.group = GroupResult(name, shape[0], shape, dtype, self.device, 0.0, rows, precision=subject.precision.value)
 
     def run(self) -> GroupResult:
         group, runners = self.group, dict[str, Runner]()
@@ -162,11 +158,12 @@ class _Measuring:
                     peer.release()
                 if self.device == "cuda":
                     _free_memory(self.device)
+        self._keep_common_rounds()
         for row in group.rows:
             if row.rounds and row.status is not Status.FAILED:
                 row.status = Status.TIMED
             elif row.status is Status.INTERRUPTED:
-                row.reason = "stopped before its first round was complete"
+                row.reason = "stopped before the first round of all rows was complete"
         group.finish(self.settings.baseline)
         return group
 
@@ -193,10 +190,10 @@ class _Measuring:
             if row.reason is not None:
                 row.status = Status.ABSENT
                 return None
-            start = self.clock.now()
+            start = self.instruments.clock.now()
             prepared = peer.prepare(self.subject, first, self.settings.threads)
             outputs = [flatten(prepared.run(first))]
-            row.setup_seconds = self.clock.now() - start + prepared.reused_seconds
+            row.setup_seconds = self.instruments.clock.now() - start + prepared.reused_seconds
             row.proof = prepared.proof
             outputs += [flatten(prepared.run(x)) for x in self.inputs[1:2]]
             report = compare(outputs, expected, tolerance=self.group.tolerance)
@@ -204,7 +201,7 @@ class _Measuring:
             if not report.passed:
                 raise ParityError("computes something else: " + next(batch.reason for batch in report.rows if batch.reason), report)
             turns = itertools.cycle(self.inputs)
-            row.warm_up = warm_up(lambda: prepared.run(next(turns)), self.settings, self.clock, self.timer)
+            row.warm_up = warm_up(lambda: prepared.run(next(turns)), self.settings, self.instruments)
         except Exception as problem:
             self._lower_batch(peer.name, problem)
             _fail(row, problem)
@@ -235,14 +232,21 @@ class _Measuring:
         for row in self.group.rows:
             _require_events_to_see_the_work(row)
 
+    def _keep_common_rounds(self) -> None:
+        """Drops what an interrupted round measured: all figures of all rows are then of the same rounds, and agree with each other."""
+        timed = [row for row in self.group.rows if row.warm_up is not None and row.status is not Status.FAILED]
+        complete = min((len(row.rounds) for row in timed), default=0)
+        for row in timed:
+            del row.rounds[complete:], row.end_to_end_rounds[complete:]
+
     def _visit(self, run: Runner, timed_runs: int) -> list[Sample]:
-        self.clock.sleep(self.settings.settle_seconds)
+        self.instruments.clock.sleep(self.settings.settle_seconds)
         run(self.inputs[-1])
         turns = itertools.cycle(self.inputs)
         collecting = gc.isenabled()
         gc.disable()  # a collection would be charged to whichever row happens to run
         try:
-            return [self.timer.time(lambda: run(next(turns))) for _ in range(timed_runs)]
+            return [self.instruments.timer.time(lambda: run(next(turns))) for _ in range(timed_runs)]
         finally:
             if collecting:
                 gc.enable()
@@ -284,9 +288,9 @@ def is_out_of_memory(problem: BaseException | None) -> bool:
     return known or any(word in str(problem).lower() for word in words) or is_out_of_memory(problem.__cause__)
 
 
-def warm_up(run: Callable[[], object], settings: Settings, clock: Clock, timer: Timer | None = None) -> WarmUp:
+def warm_up(run: Callable[[], object], settings: Settings, instruments: Instruments) -> WarmUp:
     """Runs until the last few runs are not faster than those before them, or the time for it is over."""
-    timer = timer or HostTimer(clock)
+    clock, timer = instruments.clock, instruments.timer
     window, times = settings.warm_up_window, list[float]()
     start = clock.now()
     while True:

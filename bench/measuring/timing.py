@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 
 
 class Clock(Protocol):
+    """What time it is, and a pause; a test has one that only it advances."""
+
     def now(self) -> float:
         """Seconds from any fixed moment; never goes back."""
 
-    def sleep(self, seconds: float) -> None: ...
+    def sleep(self, seconds: float) -> None:
+        """Lets that much time pass."""
 
 
 class MonotonicClock:
+    """The machine's own clock."""
+
     def now(self) -> float:
+        """Seconds, to the system's highest resolution."""
         return time.perf_counter()
 
     def sleep(self, seconds: float) -> None:
+        """Gives the thread's core away for that long."""
         time.sleep(seconds)
 
 
@@ -32,6 +40,8 @@ class Sample(NamedTuple):
 
 
 class Timer(Protocol):
+    """Takes the time of one run on a device."""
+
     def time(self, run: Callable[[], object]) -> Sample:
         """Runs once, to the end of all its work."""
 
@@ -43,6 +53,7 @@ class HostTimer:
         self._clock = clock
 
     def time(self, run: Callable[[], object]) -> Sample:
+        """Seconds between call and return."""
         start = self._clock.now()
         run()
         return Sample(self._clock.now() - start, None)
@@ -56,6 +67,7 @@ class CudaTimer:
         self._start, self._stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def time(self, run: Callable[[], object]) -> Sample:
+        """Seconds between the two events, and from the call until the device is idle."""
         torch.cuda.synchronize()
         start = self._clock.now()
         self._start.record()
@@ -66,5 +78,15 @@ class CudaTimer:
         return Sample(self._start.elapsed_time(self._stop) / 1e3, elapsed)
 
 
-def make_timer(device: str, clock: Clock) -> Timer:
-    return CudaTimer(clock) if device == "cuda" else HostTimer(clock)
+@dataclass(frozen=True)
+class Instruments:
+    """What a measurement reads time from; `timer` is by the same clock."""
+
+    clock: Clock
+    timer: Timer
+
+    @classmethod
+    def of(cls, device: str) -> Instruments:
+        """The machine's clock, and the timer that sees the work of `cpu` or `cuda`."""
+        clock = MonotonicClock()
+        return cls(clock, CudaTimer(clock) if device == "cuda" else HostTimer(clock))

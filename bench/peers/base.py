@@ -108,4 +108,5 @@ def placed(model: nn.Module, example: Tensor) -> dict[str, str]:
 
 
 def not_importable(package: str) -> str | None:
+    """Why a package cannot be used, in one line; None where it is installed. Nothing is imported."""
     return None if importlib.util.find_spec(package) else f"{package} is not installed"

@@ -22,11 +22,13 @@ class Fastcnn(Peer):
     backend: ClassVar[str] = "auto"
 
     def missing(self) -> str | None:
+        """What the backend says that it lacks; `auto` always finds one."""
         from fastcnn.engines import available_backends
 
         return None if self.backend == "auto" else available_backends().get(self.backend, f"fastcnn has no backend {self.backend}")
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        """`fastcnn.optimize` with the row's backend. Raises BackendError where it gave back another one."""
         import fastcnn
 
         fast = fastcnn.optimize(subject.model, example, backend=self.backend, allow_tf32=subject.precision is Precision.tf32)
@@ -37,11 +39,15 @@ class Fastcnn(Peer):
 
 
 class FastcnnTorch(Fastcnn):
+    """PyTorch's own operations on the fused graph."""
+
     name = "fastcnn_torch"
     backend = "torch"
 
 
 class FastcnnOnnxRuntime(Fastcnn):
+    """onnxruntime on the fused graph, behind the module's interface."""
+
     name = "fastcnn_onnxruntime"
     devices = ("cpu",)
     precisions = (Precision.fp32, Precision.fp16)
@@ -49,6 +55,8 @@ class FastcnnOnnxRuntime(Fastcnn):
 
 
 class FastcnnOpenVino(Fastcnn):
+    """OpenVINO on the fused graph, behind the module's interface."""
+
     name = "fastcnn_openvino"
     devices = ("cpu",)
     precisions = (Precision.fp32, Precision.bf16)
@@ -56,6 +64,8 @@ class FastcnnOpenVino(Fastcnn):
 
 
 class FastcnnTriton(Fastcnn):
+    """Our kernels and cuDNN's, whichever was measured to be faster, as one CUDA graph."""
+
     name = "fastcnn_triton"
     devices = ("cuda",)
     backend = "triton"

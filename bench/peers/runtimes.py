@@ -30,6 +30,7 @@ class FromFile(Peer):
     """A row that runs an ONNX file: the plain export, or ours where `ours` is set."""
 
     def file(self, subject: Subject, example: Tensor) -> tuple[Path, float]:
+        """The file, and the seconds that an earlier row spent on it."""
         make = subject.fastcnn_onnx if self.ours else subject.plain_onnx
         return make(example, example.shape[0] if example.is_cuda else "dynamic")
 
@@ -41,15 +42,19 @@ class OnnxRuntime(FromFile):
     precisions = (Precision.fp32, Precision.fp16)  # NumPy, through which its input goes, has no bfloat16
 
     def missing(self) -> str | None:
+        """Whether the package is there."""
         return not_importable("onnxruntime")
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        """A session on the row's file."""
         path, reused = self.file(subject, example)
         run, proof = onnxruntime_runner(path, threads)
         return Prepared(run, proof, reused)
 
 
 class FileInOnnxRuntime(OnnxRuntime):
+    """As `onnxruntime`, on the file that fastcnn exports."""
+
     name = "fastcnn_file_onnxruntime"
     ours = True
 
@@ -62,6 +67,7 @@ class OnnxRuntimeCuda(FromFile):
     provider: ClassVar[str] = "CUDAExecutionProvider"
 
     def missing(self) -> str | None:
+        """The package, or the provider in its build."""
         reason = not_importable("onnxruntime")
         if reason:
             return reason
@@ -70,18 +76,23 @@ class OnnxRuntimeCuda(FromFile):
         return None if self.provider in onnxruntime.get_available_providers() else f"this build of onnxruntime has no {self.provider}"
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        """A session on the row's file, bound to PyTorch's memory."""
         path, reused = self.file(subject, example)
         run, proof = bound_runner(path, self.providers(subject, example), example)
         return Prepared(run, {**proof, **self.more_proof(subject)}, reused)
 
     def providers(self, subject: Subject, example: Tensor) -> Providers:
+        """What the session is asked for, in order of preference."""
         return [(self.provider, _on_device(example) | _cuda_options(subject))]
 
     def more_proof(self, subject: Subject) -> dict[str, str]:
+        """What a subclass can read back from its runtime besides."""
         return {}
 
 
 class FileInOnnxRuntimeCuda(OnnxRuntimeCuda):
+    """As `onnxruntime_cuda`, on the file that fastcnn exports."""
+
     name = "fastcnn_file_onnxruntime_cuda"
     ours = True
     precisions = (Precision.fp32, Precision.tf32, Precision.fp16)
@@ -95,18 +106,21 @@ class OnnxRuntimeTensorRt(OnnxRuntimeCuda):
     provider = "TensorrtExecutionProvider"
 
     def missing(self) -> str | None:
+        """Besides what the CUDA provider needs: TensorRT's own libraries."""
         reason = super().missing()
         if reason is None and not importlib.util.find_spec("tensorrt") and not ctypes.util.find_library("nvinfer"):
             return "TensorRT is not installed"
         return reason
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        """As the CUDA row, with a folder that shows the engines which TensorRT builds."""
         if importlib.util.find_spec("tensorrt"):
             importlib.import_module("tensorrt")  # loads the libraries that its wheel holds, where onnxruntime would not look
         self._cache = subject.folder("tensorrt")
         return super().prepare(subject, example, threads)
 
     def providers(self, subject: Subject, example: Tensor) -> Providers:
+        """TensorRT, then CUDA for what it does not take."""
         options = {
             "trt_fp16_enable": str(int(subject.precision is Precision.fp16)),
             "trt_bf16_enable": str(int(subject.precision is Precision.bf16)),
@@ -117,6 +131,7 @@ class OnnxRuntimeTensorRt(OnnxRuntimeCuda):
         return [(self.provider, device | options), ("CUDAExecutionProvider", device | _cuda_options(subject))]
 
     def more_proof(self, subject: Subject) -> dict[str, str]:
+        """How many engines TensorRT built. Raises BackendError for none."""
         engines = len(list(self._cache.glob("*.engine")))
         if not engines:
             raise BackendError("TensorRT built no engine: the whole model would run in the CUDA provider")
@@ -124,6 +139,8 @@ class OnnxRuntimeTensorRt(OnnxRuntimeCuda):
 
 
 class FileInTensorRt(OnnxRuntimeTensorRt):
+    """As `onnxruntime_tensorrt`, on the file that fastcnn exports."""
+
     name = "fastcnn_file_tensorrt"
     ours = True
     precisions = (Precision.tf32, Precision.fp16)
@@ -136,9 +153,11 @@ class OpenVino(FromFile):
     precisions = (Precision.fp32,)
 
     def missing(self) -> str | None:
+        """Whether the package is there."""
         return not_importable("openvino")
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        """The row's file, compiled. Raises BackendError where OpenVINO takes another device or precision."""
         import openvino
 
         path, reused = self.file(subject, example)
@@ -161,6 +180,8 @@ class OpenVino(FromFile):
 
 
 class FileInOpenVino(OpenVino):
+    """As `openvino`, on the file that fastcnn exports."""
+
     name = "fastcnn_file_openvino"
     ours = True
 

@@ -18,18 +18,24 @@ EVERYWHERE: tuple[str, ...] = ("cpu", "cuda")
 
 
 class Eager(Peer):
+    """The model as it stands, contiguous."""
+
     name = "eager"
     devices = EVERYWHERE
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        """The reference itself, in inference mode."""
         return Prepared(inference(subject.model), {"layout": "contiguous", **placed(subject.model, example)})
 
 
 class EagerChannelsLast(Peer):
+    """The model with channels_last weights."""
+
     name = "eager_channels_last"
     devices = EVERYWHERE
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        """A channels_last copy, in inference mode."""
         model = channels_last(subject.model)
         return Prepared(inference(model), {"layout": "channels_last", **placed(model, example)})
 
@@ -41,6 +47,7 @@ class EagerCudaGraph(Peer):
     devices = ("cuda",)
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        """Captures the graph. Raises BackendError where its replay writes nothing."""
         model = channels_last(subject.model)
         proof = {"layout": "channels_last", **placed(model, example)}
         with torch.inference_mode():
@@ -66,10 +73,13 @@ class EagerCudaGraph(Peer):
 
 
 class TorchScriptFrozen(Peer):
+    """The model traced and frozen; PyTorch fuses it in its first runs."""
+
     name = "torchscript_frozen"
     devices = EVERYWHERE
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        """Traces the reference on the example, without TorchScript's deprecation warnings."""
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # PyTorch has deprecated TorchScript; people who still run it want to see its figures
             frozen = torch.jit.freeze(torch.jit.trace(subject.model, example, check_trace=False))
@@ -83,15 +93,18 @@ class TorchCompile(Peer):
     devices: ClassVar[tuple[str, ...]] = EVERYWHERE
 
     def missing(self) -> str | None:
+        """The C++ compiler that Inductor calls."""
         compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
         if not any(shutil.which(compiler) for compiler in compilers):
             return f"torch.compile needs a C++ compiler, and there is no {' or '.join(compilers)} in the PATH"
         return None
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        """Compiles for the example's shape. Raises BackendError where nothing was compiled."""
         return self._compiled(subject.model, example)
 
     def release(self) -> None:
+        """Drops what Dynamo compiled in this process."""
         # Compiled code counts against Dynamo's limit of versions per function, and holds on to its weights.
         torch._dynamo.reset()
 
@@ -121,6 +134,7 @@ class TorchCompileFreezing(TorchCompile):
     devices = ("cpu",)
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        """As `torch_compile`, with Inductor's freezing on while it compiles."""
         import torch._inductor.config as inductor
 
         # Compilation happens in the first call, which must therefore stand inside; patch() puts the old value back, also after an error.
@@ -136,6 +150,7 @@ class TorchCompileMaxAutotune(TorchCompile):
     devices = ("cuda",)
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        """Compiles, and runs until a CUDA graph was captured. Raises BackendError where none was."""
         import torch._inductor.config as inductor
         from torch._dynamo.utils import counters
 

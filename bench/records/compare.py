@@ -70,6 +70,7 @@ class GroupChange:
 
     @property
     def title(self) -> str:
+        """The group in words."""
         return _title((self.model, self.batch_size, self.precision, self.device))
 
 
@@ -87,6 +88,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
+    """Two results, group by group; what only one of them holds; what differed about machine and run."""
+
     before: str
     after: str
     relative_to: str | None

@@ -19,10 +19,12 @@ BEST_PEER = "best-peer"
 
 
 class Status(StrEnum):
+    """What became of a row."""
+
     TIMED = "timed"
     FAILED = "failed"  # raised an error, ran elsewhere than asked, or computes something else
     ABSENT = "absent"  # cannot run here: not installed, or not made for the device
-    INTERRUPTED = "interrupted"  # stopped before its first round was complete
+    INTERRUPTED = "interrupted"  # stopped before the first round of all rows was complete
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class RowResult:
         setup_seconds: from the reference module to the end of the first run, a file that was exported for several rows counted in each.
         proof: where and how it ran, as the runtime itself says.
         relative_error: L2, against the reference in float64 (`fastcnn.parity`); the worst of the inputs tried.
-        rounds: seconds per run, by round; every timed run is kept. The monotonic clock's on a CPU, device events' on CUDA.
+        rounds: seconds per run, by round; every timed run of every complete round. The monotonic clock's on a CPU, device events' on CUDA.
         end_to_end_rounds: on CUDA the same runs by the host's clock, until the device is done.
         ratio: speed against the group's baseline.
         cold_start_phases: seconds that a fresh process takes for `import`, `build` and `first_answer`; compiler caches empty.
@@ -82,6 +84,7 @@ class RowResult:
 
     @property
     def cold_start_seconds(self) -> float | None:
+        """From the start of a fresh process to its first answer; None where that was not measured."""
         return None if self.cold_start_phases is None else sum(self.cold_start_phases.values())
 
     def to_dict(self, batch_size: int) -> dict[str, Any]:
@@ -97,7 +100,7 @@ class RowResult:
 
 
 @dataclass(frozen=True)
-class Ceilings:
+class MachineCeilings:
     """What the machine can do at most, measured on it.
 
     Attributes:
@@ -170,6 +173,7 @@ class LadderRung:
         return _summary(self.rounds) if self.status is Status.TIMED else None
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data; times in seconds."""
         summary = self.summary()
         return asdict(self) | {"status": self.status.value, "seconds": asdict(summary) if summary else None}
 
@@ -207,6 +211,7 @@ class GroupResult:
         return "single-stream" if self.batch_size == 1 else "offline"
 
     def timed(self) -> list[RowResult]:
+        """The rows that have times."""
         return [row for row in self.rows if row.status is Status.TIMED]
 
     def finish(self, baseline: str) -> None:
@@ -224,6 +229,7 @@ class GroupResult:
             row.ratio = speed_ratio(row.rounds, chosen[0].rounds, self.baseline)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data; times in seconds."""
         return asdict(self) | {
             "input_shape": list(self.input_shape),
             "scenario": self.scenario,
@@ -239,13 +245,15 @@ class BenchmarkReport:
     environment: Mapping[str, Any]
     settings: Mapping[str, Any]
     groups: list[GroupResult] = field(default_factory=list)
-    ceilings: Ceilings | None = None
+    ceilings: MachineCeilings | None = None
 
     @property
     def interrupted(self) -> bool:
+        """Whether Ctrl-C ended a group before its last round."""
         return any(group.interrupted for group in self.groups)
 
     def rows(self) -> list[RowResult]:
+        """Those of all groups."""
         return [row for group in self.groups for row in group.rows]
 
     def to_dict(self) -> dict[str, Any]:

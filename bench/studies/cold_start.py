@@ -29,7 +29,7 @@ _PHASES = ("imported", "ready", "built", "answered")
 
 
 @dataclass(frozen=True)
-class Request:
+class ColdStartRequest:
     """One row in one process. `row`: a name in `fastcnn.bench.peers.table.PEERS` or `fastcnn.bench.studies.ladder.RUNGS`."""
 
     model: str
@@ -50,7 +50,7 @@ class ColdStart:
     kernels: int | None = None
 
 
-def cold_start(request: Request, timeout_seconds: float = 1800.0) -> ColdStart:
+def cold_start(request: ColdStartRequest, timeout_seconds: float = 1800.0) -> ColdStart:
     """Runs the row in a fresh process. Raises BackendError, in the child's own words, where that fails or takes too long."""
     with tempfile.TemporaryDirectory(prefix="fastcnn-bench-") as folder:
         caches = {name: str(Path(folder, name.lower())) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "FASTCNN_CACHE")}

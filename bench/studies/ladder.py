@@ -43,11 +43,15 @@ class Rung(Peer):
 
 
 class PlainRung(Rung, Eager):
+    """Where the ladder stands: nothing was done to the model."""
+
     name = "eager"
     title = "eager PyTorch"
 
 
 class ChannelsLastRung(Rung, EagerChannelsLast):
+    """The layout that convolutions are fastest in."""
+
     name = "channels_last"
     title = "weights and activations channels_last"
 
@@ -59,13 +63,13 @@ class FoldedRung(Rung):
     title = "BatchNorm folded into the convolutions"
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        """The passes that fold, the constants in channels_last, and the module that torch.fx writes of it."""
         graph, reports = run_passes(capture(subject.model, example), FOLDING)
         graph.cast_constants(subject.precision.dtype)
         module = graph.module
         for name, tensor in graph.constants().items():
             if tensor.dim() == 4:
-                owner, _, attribute = name.rpartition(".")
-                module.get_submodule(owner).register_buffer(attribute, tensor.contiguous(memory_format=torch.channels_last))
+                graph.set_constant(name, tensor.contiguous(memory_format=torch.channels_last))
 
         def run(x: Tensor) -> Tensor:
             with torch.inference_mode():
@@ -80,28 +84,35 @@ class EngineRung(Rung):
     passes: ClassVar[tuple[str, ...]] = FOLDING
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        """Builds the engine. Raises BackendError where it fused nothing."""
         engine = TorchEngine(self.passes)
         tf32 = subject.precision is Precision.tf32
         # The benchmark checks every row itself.
         module = Builder(subject.model, example, allow_tf32=tf32, check=False).build(engine)
-        fused = sum("oneDNN" in row.kernel or " + " in row.kernel for row in module.plan.rows)
+        fused = sum(row.fused for row in module.plan.rows)
         if not fused:
             raise BackendError("the torch engine fused no step of this model")
         return Prepared(inference(module), {"passes": _fired(module.plan.passes), "steps": str(len(module.plan.rows)), "fused steps": str(fused)})
 
 
 class FusedEpilogueRung(EngineRung):
+    """No pass more than in the rung before: what is new is the engine."""
+
     name = "fused_epilogue"
     title = "bias, residual add and ReLU in the convolution's kernel"
 
 
 class PoolsMovedRung(EngineRung):
+    """The passes that move pools."""
+
     name = "pools_moved"
     title = "average pools behind their projections"
     passes = FOLDING + MOVING_POOLS
 
 
 class SiblingsMergedRung(EngineRung):
+    """The pass that merges siblings."""
+
     name = "siblings_merged"
     title = "sibling 1×1 convolutions merged"
     passes = FOLDING + MOVING_POOLS + MERGING
@@ -114,9 +125,11 @@ class TritonRung(Rung):
     options: ClassVar[TritonOptions]
 
     def missing(self) -> str | None:
+        """What the triton engine says that it lacks."""
         return available_backends()["triton"]
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
+        """Builds the engine, and counts its launches by what computes them."""
         tf32 = subject.precision is Precision.tf32
         module = Builder(subject.model, example, allow_tf32=tf32, check=False).build(TritonEngine(self.options))
         module(example)
@@ -147,48 +160,64 @@ _CONCURRENT = replace(_GRAPH, concurrent=True)
 
 
 class LibraryRung(TritonRung):
+    """The engine with nothing of its own but the fused graph and one launch for each step."""
+
     name = "library_fused"
     title = "bias, residual add and ReLU in cuDNN's kernels, concats by our kernel"
     options = _LIBRARY
 
 
 class ConcatInPlaceRung(TritonRung):
+    """Branches write where the concat would have copied them."""
+
     name = "concat_in_place"
     title = "Triton convolutions that write into their slice of the concat"
     options = _IN_PLACE
 
 
 class TritonPoolsMovedRung(TritonRung):
+    """The pass that moves pools."""
+
     name = "pools_moved"
     title = "average pools behind their projections"
     options = _MOVED
 
 
 class TritonSiblingsMergedRung(TritonRung):
+    """The pass that merges siblings."""
+
     name = "siblings_merged"
     title = "sibling 1×1 convolutions merged"
     options = _MERGED
 
 
 class GroupedRung(TritonRung):
+    """Convolutions that do not need each other share a launch, always."""
+
     name = "grouped_launches"
     title = "independent convolutions in one launch"
     options = _GROUPED
 
 
 class CudaGraphRung(TritonRung):
+    """No launch costs the host anything."""
+
     name = "cuda_graph"
     title = "one CUDA graph"
     options = _GRAPH
 
 
 class ConcurrentRung(TritonRung):
+    """Launches that do not need each other run on several streams."""
+
     name = "concurrent"
     title = "launches of one level side by side"
     options = _CONCURRENT
 
 
 class TunedRung(TritonRung):
+    """The engine as `fastcnn.optimize` builds it."""
+
     name = "tuned"
     title = "each convolution's fastest implementation, measured"
     options = TritonOptions()

@@ -39,6 +39,7 @@ def _cases() -> Iterator[object]:
 
 @pytest.mark.parametrize(("model", "batch_size", "row", "device", "precision"), tuple(_cases()))
 def test_throughput(benchmark: BenchmarkFixture, model: str, batch_size: int, row: str, device: str, precision: Precision) -> None:
+    """One row on one model, checked and then timed by itself."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     peer = PEERS[row]()

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from fastcnn.bench.records.result import Status
 from fastcnn.bench.views import plots, units
-from fastcnn.bench.views.page_source import Column, Source, Table, group_kind, group_title, plain_title
+from fastcnn.bench.views.page_numbers import Column, ResultNumbers, Table, group_kind, group_title, plain_title
 
 # From this many batch sizes on a line shows more than bars side by side.
 _LINE_FROM = 3
@@ -18,6 +18,8 @@ _LINE_FROM = 3
 
 @dataclass(frozen=True)
 class Figure:
+    """A plot between its heading and its caption."""
+
     title: str
     svg: Markup
     caption: str
@@ -78,16 +80,17 @@ _ROOFLINE_COLUMNS = (
 )
 
 
-def overviews(source: Source, models: Sequence[str]) -> Iterator[Figure]:
+def overviews(numbers: ResultNumbers, models: Sequence[str]) -> Iterator[Figure]:
+    """A plot over batch sizes for each model that has enough of them."""
     for index, model in enumerate(models):
-        groups = [g for g in range(len(source.data["groups"])) if source.value(f"groups.{g}.model") == model]
-        if len({source.value(f"groups.{g}.batch_size") for g in groups}) < _LINE_FROM:
+        groups = [g for g in range(len(numbers.data["groups"])) if numbers.value(f"groups.{g}.model") == model]
+        if len({numbers.value(f"groups.{g}.batch_size") for g in groups}) < _LINE_FROM:
             continue
         found: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for g in groups:
-            for row in source.value(f"groups.{g}.rows"):
+            for row in numbers.value(f"groups.{g}.rows"):
                 if row.get("seconds"):
-                    found.setdefault(row["name"], []).append((source.value(f"groups.{g}.batch_size"), row))
+                    found.setdefault(row["name"], []).append((numbers.value(f"groups.{g}.batch_size"), row))
         lines = []
         for name, measured in found.items():
             measured.sort(key=lambda pair: pair[0])
@@ -99,29 +102,31 @@ def overviews(source: Source, models: Sequence[str]) -> Iterator[Figure]:
         yield Figure(model, Markup(svg), "Images per second. Bands reach from the 10th to the 90th percentile; fastcnn's rows are blue.")
 
 
-def section_of(source: Source, group: int) -> Section:
+def section_of(numbers: ResultNumbers, group: int) -> Section:
+    """Everything the page shows of the group with that index."""
     base = f"groups.{group}"
-    rows = source.value(f"{base}.rows")
-    section = Section(group_title(source, group), group_kind(source, group))
-    section.notes += _notes(source, group)
-    _speed_figures(source, group, section)
-    _cost_figures(source, group, section)
+    rows = numbers.value(f"{base}.rows")
+    section = Section(group_title(numbers, group), group_kind(numbers, group))
+    section.notes += _notes(numbers, group)
+    _speed_figures(numbers, group, section)
+    _cost_figures(numbers, group, section)
     names = {f"{base}.rows.{r}": row["name"] for r, row in enumerate(rows) if row["status"] == Status.TIMED}
     if names:
         strong = [row["ours"] for row in rows if row["status"] == Status.TIMED]
-        caption = f"All rows that were timed. Speed: times as fast as {source.value(f'{base}.baseline')}." if source.value(f"{base}.baseline") else ""
-        section.tables.append(source.table(caption or "All rows that were timed.", "row", names, _ROW_COLUMNS, strong))
-    _ladder(source, group, section)
-    _roofline(source, group, section)
+        baseline = numbers.value(f"{base}.baseline")
+        caption = "All rows that were timed." + (f" Speed: times as fast as {baseline}." if baseline else "")
+        section.tables.append(numbers.table(caption, "row", names, _ROW_COLUMNS, strong))
+    _ladder(numbers, group, section)
+    _roofline(numbers, group, section)
     return section
 
 
-def _speed_figures(source: Source, group: int, section: Section) -> None:
-    base, about = f"groups.{group}", plain_title(source, group)
-    rows = list(enumerate(source.value(f"{base}.rows")))
+def _speed_figures(numbers: ResultNumbers, group: int, section: Section) -> None:
+    base, about = f"groups.{group}", plain_title(numbers, group)
+    rows = list(enumerate(numbers.value(f"{base}.rows")))
     timed = [(r, row) for r, row in rows if row["status"] == Status.TIMED]
     if timed:
-        batch = source.value(f"{base}.batch_size")
+        batch = numbers.value(f"{base}.batch_size")
         bars = [
             plots.Bar(
                 row["name"],
@@ -138,7 +143,7 @@ def _speed_figures(source: Source, group: int, section: Section) -> None:
         strips = []
         for r, row in timed:
             samples = [sample * 1e3 for visit in row["rounds"] for sample in visit]
-            place, median = source.find(f"{base}.rows.{r}.seconds.p50")
+            place, median = numbers.find(f"{base}.rows.{r}.seconds.p50")
             low, high = row["seconds"]["p10"] * 1e3, row["seconds"]["p90"] * 1e3
             strips.append(plots.Bar(row["name"], median * 1e3, place, low, high, emphasis=row["ours"], samples=samples))
         svg = plots.strips(strips, "ms a run", f"{about}: distribution of the time of a run", key=f"g{group}-time")
@@ -156,14 +161,14 @@ def _speed_figures(source: Source, group: int, section: Section) -> None:
             for r, row in measured
         ]
         title = f"{about}: relative error of each row"
-        svg = plots.errors(dots, source.value(f"{base}.tolerance"), "relative L2 error against float64", title, key=f"g{group}-error")
+        svg = plots.errors(dots, numbers.value(f"{base}.tolerance"), "relative L2 error against float64", title, key=f"g{group}-error")
         section.figures.append(Figure("Parity", Markup(svg), "How far the answers are from the reference in float64; rows in the order of speed."))
 
 
-def _cost_figures(source: Source, group: int, section: Section) -> None:
+def _cost_figures(numbers: ResultNumbers, group: int, section: Section) -> None:
     """What comes before the first answer, and what stays in memory."""
-    base, about = f"groups.{group}", plain_title(source, group)
-    rows = [(r, row) for r, row in enumerate(source.value(f"{base}.rows")) if row["status"] == Status.TIMED]
+    base, about = f"groups.{group}", plain_title(numbers, group)
+    rows = [(r, row) for r, row in enumerate(numbers.value(f"{base}.rows")) if row["status"] == Status.TIMED]
 
     def bars(key: str, scale: float = 1.0) -> list[plots.Bar]:
         known = [(r, row) for r, row in rows if row.get(key) is not None]
@@ -193,9 +198,9 @@ def _cost_figures(source: Source, group: int, section: Section) -> None:
         section.missing.append("Peak memory was not measured.")
 
 
-def _ladder(source: Source, group: int, section: Section) -> None:
+def _ladder(numbers: ResultNumbers, group: int, section: Section) -> None:
     base = f"groups.{group}.ladder"
-    rungs = source.value(base) or []
+    rungs = numbers.value(base) or []
     timed = [(r, rung) for r, rung in enumerate(rungs) if rung.get("seconds")]
     if not timed:
         section.missing.append("The ladder of techniques was not measured: fastcnn bench --ladder does.")
@@ -204,28 +209,28 @@ def _ladder(source: Source, group: int, section: Section) -> None:
     for r, rung in timed:
         seconds = rung["seconds"]
         gain = f"  ({units.ratio(rung['ratio']['value'])})" if rung.get("ratio") else ""
-        place, median = source.find(f"{base}.{r}.seconds.p50")
+        place, median = numbers.find(f"{base}.{r}.seconds.p50")
         low, high = seconds["p10"] * 1e3, seconds["p90"] * 1e3
         bars.append(plots.Bar(rung["title"], median * 1e3, place, low, high, emphasis=r == timed[-1][0], note=gain))
-    title = f"{plain_title(source, group)}: time of a run as techniques are added"
+    title = f"{plain_title(numbers, group)}: time of a run as techniques are added"
     svg = plots.bars(bars, lambda value: units.seconds(value / 1e3), "ms a run", title, key=f"g{group}-ladder")
     caption = "Each technique is added to those above it; shorter is better. In brackets: times as fast as the rung before."
     section.figures.append(Figure("Ladder of techniques", Markup(svg), caption))
     names = {f"{base}.{r}": rung["title"] for r, rung in timed}
-    section.tables.append(source.table("The ladder of techniques.", "technique", names, _LADDER_COLUMNS, [False] * len(names)))
+    section.tables.append(numbers.table("The ladder of techniques.", "technique", names, _LADDER_COLUMNS, [False] * len(names)))
     section.notes += [f"{rung['title']}: {rung.get('status')}, {rung['reason']}" for rung in rungs if rung.get("reason")]
 
 
-def _roofline(source: Source, group: int, section: Section) -> None:
+def _roofline(numbers: ResultNumbers, group: int, section: Section) -> None:
     base = f"groups.{group}"
-    steps, ceilings = source.value(f"{base}.roofline"), source.value("ceilings")
+    steps, ceilings = numbers.value(f"{base}.roofline"), numbers.value("ceilings")
     if not steps or not ceilings:
         section.missing.append("The roofline was not measured: fastcnn bench --roofline does.")
         return
     points = [plots.Point(step["flops"], step["bytes"], step.get("seconds"), step["bound"]) for step in steps]
-    whole = source.value(f"{base}.roofline_total")
+    whole = numbers.value(f"{base}.roofline_total")
     total = plots.Point(whole["flops"], whole["bytes"], whole.get("seconds"), "") if whole else None
-    title = f"{plain_title(source, group)}: roofline, a point for each layer"
+    title = f"{plain_title(numbers, group)}: roofline, a point for each layer"
     svg = plots.roofline(points, ceilings["copy_bytes_per_second"], ceilings["gemm_flops_per_second"], total, title, key=f"g{group}-roofline")
     untimed = any(point.seconds is None and point.flops for point in points)
     backend = f" of the backend {whole['backend']}" if whole and whole.get("backend") else ""
@@ -237,18 +242,18 @@ def _roofline(source: Source, group: int, section: Section) -> None:
     names = {f"{base}.roofline.{s}": str(step["name"]) for s, step in enumerate(steps)}
     if whole:
         names[f"{base}.roofline_total"] = "whole model"
-    section.tables.append(source.table("The roofline: each step of the plan.", "step", names, _ROOFLINE_COLUMNS, [False] * len(names)))
+    section.tables.append(numbers.table("The roofline: each step of the plan.", "step", names, _ROOFLINE_COLUMNS, [False] * len(names)))
 
 
-def _notes(source: Source, group: int) -> Iterator[str]:
+def _notes(numbers: ResultNumbers, group: int) -> Iterator[str]:
     base = f"groups.{group}"
-    for row in source.value(f"{base}.rows"):
+    for row in numbers.value(f"{base}.rows"):
         if row["status"] != Status.TIMED:
             yield f"{row['name']}: {row['status']}, {row.get('reason') or 'no reason was given'}"
         elif row.get("warm_up") and not row["warm_up"]["steady"]:
             yield f"{row['name']} was still getting faster when its warm-up ended."
-    if reason := source.value(f"{base}.lowered_because"):
-        asked, batch = source.value(f"{base}.requested_batch_size"), source.value(f"{base}.batch_size")
+    if reason := numbers.value(f"{base}.lowered_because"):
+        asked, batch = numbers.value(f"{base}.requested_batch_size"), numbers.value(f"{base}.batch_size")
         yield f"The batch size was lowered from {asked} to {batch}: {reason}"
-    if source.value(f"{base}.interrupted"):
+    if numbers.value(f"{base}.interrupted"):
         yield "Interrupted: the figures are of the rounds that were complete."

@@ -46,6 +46,7 @@ def print_report(report: BenchmarkReport, console: Console) -> None:
 
 
 def print_group(group: GroupResult, console: Console) -> None:
+    """The table of one model and batch size, then the rows that have no time, and what was measured besides."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

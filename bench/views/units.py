@@ -23,6 +23,7 @@ def digits(value: float, significant: int = 3) -> str:
 
 
 def seconds(value: float) -> str:
+    """A time in the unit that fits."""
     return _scaled(value, ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")))
 
 
@@ -42,18 +43,22 @@ def volume(value: float) -> str:
 
 
 def bandwidth(value: float) -> str:
+    """Bytes a second, in decimal units."""
     return f"{volume(value)}/s"
 
 
 def operations(value: float) -> str:
+    """Floating-point operations in the unit that fits."""
     return _scaled(value, ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"), (1, "FLOP")))
 
 
 def rate(value: float) -> str:
+    """Floating-point operations a second in the unit that fits."""
     return f"{operations(value)}/s"
 
 
 def ratio(value: float) -> str:
+    """How many times as fast."""
     return f"{value:.2f}×"
 
 
@@ -66,6 +71,7 @@ def bound(value: float) -> str:
 
 
 def share(value: float) -> str:
+    """A fraction in percent, without decimals."""
     return f"{value * 100:.0f}{_THIN}%"
 
 
@@ -78,10 +84,12 @@ def error(value: float) -> str:
 
 
 def plain(value: float) -> str:
+    """Three significant digits, for a column or an axis that names the unit."""
     return digits(value)
 
 
 def count(value: float) -> str:
+    """A whole number, thousands apart."""
     return f"{value:,.0f}"
 
 

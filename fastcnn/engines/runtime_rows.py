@@ -33,7 +33,8 @@ def rows_of_onnx(captured: CapturedGraph, optimized: Any, source: Any) -> tuple[
         domain = f"{node.domain}::" if node.domain else ""
         name = produced.name if produced is not None else node.name or node.output[0]
         folded = [*passes_folded.get(name, ()), *folded]
-        rows.append(PlanRow(step, name, node.op_type, tuple(folded), shape, f"ONNX Runtime {domain}{node.op_type}", "chosen by the runtime"))
+        kernel = f"ONNX Runtime {domain}{node.op_type}"
+        rows.append(PlanRow(step, name, node.op_type, tuple(folded), shape, kernel, "chosen by the runtime", fused=bool(folded)))
     return tuple(rows)
 
 
@@ -53,7 +54,8 @@ def rows_of_openvino(captured: CapturedGraph, runtime_model: Any) -> tuple[PlanR
         sizes = tuple(dimension.get_length() if dimension.is_static else None for dimension in shape) if shape.rank.is_static else ()
         name = layers[0] if layers else operation.get_friendly_name()
         folded = (*passes_folded.get(name, ()), *(layer.rpartition("/")[2].lower() for layer in layers[1:]))
-        rows.append(PlanRow(len(rows), name, kind, folded, sizes, f"OpenVINO {_text(info, 'primitiveType')}", "chosen by the runtime"))
+        kernel = f"OpenVINO {_text(info, 'primitiveType')}"
+        rows.append(PlanRow(len(rows), name, kind, folded, sizes, kernel, "chosen by the runtime", fused=bool(folded)))
     return tuple(rows)
 
 

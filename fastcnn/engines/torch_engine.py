@@ -17,7 +17,7 @@ from fastcnn.engines.base import Lowered
 from fastcnn.graph.ir import CapturedGraph, aten
 from fastcnn.graph.ops import fused_conv2d
 from fastcnn.graph.passes import STANDARD_PASSES, run_passes
-from fastcnn.graph.plan import PlanRow, make_rows
+from fastcnn.graph.plan import PlanRow, StepKernel, make_rows
 from fastcnn.precision import float32_products
 from fastcnn.target import Target
 
@@ -128,15 +128,16 @@ class _Lowering:
 
     def __init__(self, fused: CapturedGraph, packed_for: int | None) -> None:
         self._captured, self._packed_for = fused.copy(), packed_for
-        self._kernels: dict[str, tuple[str, str]] = {}
+        self._kernels: dict[str, StepKernel] = {}
         for node in self._captured.calls():
             if node.target in (fused_conv2d, aten.conv2d.default):
                 self._lower_convolution(node)
             elif node.target is aten.relu.default and _has_one_reader(node.args[0]):
                 node.target = aten.relu_.default
-                self._kernels[node.name] = ("aten::relu_", "overwrites its input, which has no other reader")
+                self._kernels[node.name] = StepKernel("aten::relu_", "overwrites its input, which has no other reader", ("aten::relu_",))
             else:
-                self._kernels[node.name] = (_operator_name(node.target), "as captured")
+                name = _operator_name(node.target)
+                self._kernels[node.name] = StepKernel(name, "as captured", (name,))
         self._captured.tidy()
         self.rows = make_rows(self._captured, self._kernels)
         self._module: Callable[[Tensor], list[Tensor]] = self._captured.module
@@ -151,11 +152,14 @@ class _Lowering:
         defaults: list[Any] = [None, None, None, [1, 1], [0, 0], [1, 1], 1, None, False]
         given: list[Any] = list(node.args)
         x, weight, bias, stride, padding, dilation, groups, residual, relu = given + defaults[len(given) :]
-        suffix = (" + add" if residual is not None else "") + (" + relu" if relu else "")
+        epilogue = (["add"] if residual is not None else []) + (["relu"] if relu else [])
+        suffix = "".join(f" + {operation}" for operation in epilogue)
         sizes: tuple[int | None, ...] = x.meta["shape"][1:]
         constant = self._captured.is_constant(weight) and (bias is None or self._captured.is_constant(bias))
         if self._packed_for is None or not constant or len(sizes) != 3 or None in sizes:
-            self._kernels[node.name] = (f"aten::conv2d{suffix}", "oneDNN has no fused form for this dtype, device or shape")
+            operations = ("aten::conv2d", *(f"aten::{operation}" for operation in epilogue))
+            why = "oneDNN has no fused form for this dtype, device or shape"
+            self._kernels[node.name] = StepKernel(f"aten::conv2d{suffix}", why, operations, bool(epilogue))
             return
         packed = _mkldnn._reorder_convolution_weight(
             self._captured.raw_constant(weight),
@@ -173,7 +177,8 @@ class _Lowering:
             node.target = _mkldnn._convolution_pointwise.binary
             node.args = (x, residual, packed_node, bias, padding, stride, dilation, groups, "add", 1.0, "relu" if relu else None, [], None)
         node.kwargs = {}
-        self._kernels[node.name] = (f"oneDNN convolution{suffix}", f"one call, weights packed for batch {self._packed_for}")
+        why = f"one call, weights packed for batch {self._packed_for}"
+        self._kernels[node.name] = StepKernel(f"oneDNN convolution{suffix}", why, ("mkldnn::_convolution_pointwise",), bool(epilogue))
 
 
 def _has_one_reader(value: Any) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx
 
@@ -36,6 +37,8 @@ class PlanRow:
         milliseconds: of that launch at the batch that the engine prepared for, as measured on the device.
         flops, bytes: of this step: operations, a multiply-add counted as two, and activations and weights read or written once.
         roofline_share: the time that the device's own ceilings allow that launch at best, over the time it takes.
+        operations: the operations that PyTorch's dispatcher runs for the step, in order, as in `aten::conv2d`; empty in other runtimes.
+        fused: the step has more than one operation of the captured model in it.
     """
 
     step: int
@@ -50,6 +53,17 @@ class PlanRow:
     roofline_share: float | None = None
     flops: int | None = None
     bytes: int | None = None
+    operations: tuple[str, ...] = ()
+    fused: bool = False
+
+
+class StepKernel(NamedTuple):
+    """What runs a step, in the fields that a `PlanRow` has for it."""
+
+    kernel: str = ""
+    why: str = ""
+    operations: tuple[str, ...] = ()
+    fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,9 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Plan:
-        rows = tuple(PlanRow(**{**row, "folded": tuple(row["folded"]), "output_shape": tuple(row["output_shape"])}) for row in data["rows"])
+        """The plan that `to_dict` gave; fields that an earlier release did not write have their defaults."""
+        lists = ("folded", "output_shape", "operations")
+        rows = tuple(PlanRow(**{key: tuple(value) if key in lists else value for key, value in row.items()}) for row in data["rows"])
         passes = tuple(PassReport(report["name"], report["fired"], Counter(report["declined"])) for report in data["passes"])
         return cls(data["backend"], rows, passes, tuple(BackendTiming(**timing) for timing in data["choice"]), data.get("memory", {}))
 
@@ -112,8 +128,8 @@ class Plan:
         return "\n".join([f"backend {self.backend}, {len(self.rows)} steps", *lines, *(str(report) for report in self.passes), *memory])
 
 
-def make_rows(captured: CapturedGraph, kernel_of: dict[str, tuple[str, str]]) -> tuple[PlanRow, ...]:
-    """One row per call in the graph; `kernel_of` maps a node's name to (kernel, why)."""
+def make_rows(captured: CapturedGraph, kernel_of: Mapping[str, StepKernel]) -> tuple[PlanRow, ...]:
+    """One row per call in the graph; `kernel_of` maps a node's name to what runs it."""
     return tuple(
         PlanRow(
             step,
@@ -121,7 +137,7 @@ def make_rows(captured: CapturedGraph, kernel_of: dict[str, tuple[str, str]]) ->
             op_name(node),
             tuple(node.meta.get("folded", ())),
             node.meta["shape"],
-            *kernel_of.get(node.name, ("", "")),
+            **kernel_of.get(node.name, StepKernel())._asdict(),
         )
         for step, node in enumerate(captured.calls())
     )

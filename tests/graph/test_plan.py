@@ -11,7 +11,7 @@ from torch import nn
 
 from fastcnn.graph.capture import capture
 from fastcnn.graph.passes import STANDARD_PASSES, run_passes
-from fastcnn.graph.plan import BackendTiming, Plan, make_rows
+from fastcnn.graph.plan import BackendTiming, Plan, StepKernel, make_rows
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def plan():
 
     model = net(forward, conv=nn.Conv2d(3, 4, 3), other=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4))
     captured, reports = run_passes(capture(model, images(2, 3, 8, 8)), STANDARD_PASSES)
-    kernels = {node.name: ("a kernel", "a reason") for node in captured.calls()}
+    kernels = {node.name: StepKernel("a kernel", "a reason", ("aten::conv2d", "aten::relu"), True) for node in captured.calls()}
     return Plan(
         "torch", make_rows(captured, kernels), reports, (BackendTiming("torch", 1.5, "the fastest"), BackendTiming("openvino", None, "not installed"))
     )
@@ -41,6 +41,17 @@ def test_rows(plan):
     )
     assert plan.count("conv2d") == 2
     assert plan.count("linear") == 0
+
+
+def test_fields_for_programs(plan):
+    assert [(row.operations, row.fused) for row in plan.rows] == [(("aten::conv2d", "aten::relu"), True)] * 4
+
+
+def test_plan_of_an_earlier_release(plan):
+    data = plan.to_dict()
+    for row in data["rows"]:
+        del row["operations"], row["fused"]
+    assert [(row.operations, row.fused) for row in Plan.from_dict(data).rows] == [((), False)] * 4
 
 
 def test_reports(plan):

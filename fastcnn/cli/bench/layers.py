@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fastcnn.cli import output
-from fastcnn.cli.bench.run import INTERRUPTED, _names, _numbers
+from fastcnn.cli.bench.run import INTERRUPTED, batch_sizes_of, names_of
 from fastcnn.cli.options import complete_model
 from fastcnn.errors import BackendError, RequestError
 from fastcnn.files import check_target, write_text
@@ -29,8 +29,8 @@ def layers(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing FILE.")] = False,
 ) -> None:
     """Time every implementation of every convolution of MODEL on the GPU. Ctrl-C keeps the layers that are finished."""
-    batch_sizes = _numbers(batch_size)
-    names = None if implementations is None else _names(implementations)
+    batch_sizes = batch_sizes_of(batch_size)
+    names = None if implementations is None else names_of(implementations)
     if names == []:
         raise RequestError("--implementations names none; leave it out for all of them")
     for path, option in ((json_file, "--json"), (choices_file, "--choices")):

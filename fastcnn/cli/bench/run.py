@@ -17,7 +17,7 @@ from fastcnn.files import check_target
 from fastcnn.precision import Precision
 
 if TYPE_CHECKING:
-    from fastcnn.bench.measuring.measure import Progress
+    from fastcnn.bench.measuring.measure import ProgressCallback
     from fastcnn.bench.records.result import BenchmarkReport
 
 CHECK_FAILED = 1
@@ -58,8 +58,8 @@ def bench(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing FILE.")] = False,
 ) -> None:
     """Time a model here in every runtime that can run it, each first checked against the reference. Ctrl-C keeps what is finished."""
-    batch_sizes = _numbers(batch_size)
-    chosen = None if peers is None else _names(peers)
+    batch_sizes = batch_sizes_of(batch_size)
+    chosen = None if peers is None else names_of(peers)
     if chosen == []:
         raise RequestError("--peers names no row; leave it out for all of them")
     to_stdout = json_file == Path("-")
@@ -113,19 +113,21 @@ def _leave(report: BenchmarkReport) -> None:
         raise typer.Exit(INTERRUPTED)
 
 
-def _names(text: str) -> list[str]:
+def names_of(text: str) -> list[str]:
+    """The names in a list with commas; empty where there is none."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _numbers(text: str) -> list[int]:
-    parts = _names(text)
+def batch_sizes_of(text: str) -> list[int]:
+    """The numbers of --batch-size, each once. Raises RequestError for anything but whole numbers from 1."""
+    parts = names_of(text)
     if not parts or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
         raise RequestError(f"--batch-size is one or more whole numbers from 1, separated by commas; it is {text!r}")
     return list(dict.fromkeys(int(part) for part in parts))
 
 
 @contextlib.contextmanager
-def _progress(title: str) -> Iterator[Progress]:
+def _progress(title: str) -> Iterator[ProgressCallback]:
     """A bar on stderr for one model and batch size; one plain line where nobody watches."""
     from fastcnn.bench.measuring.measure import no_progress
 

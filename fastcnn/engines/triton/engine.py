@@ -106,12 +106,13 @@ def _rows(executor: Executor, batch: int) -> tuple[PlanRow, ...]:
     for launch, steps, milliseconds, share in zip(program.launches, work, times, shares, strict=True):
         runs = bool(launch.kernel)
         for step, (flops, bytes_) in zip(launch.steps, steps, strict=True):
+            folded = tuple(followers(step))
             rows.append(
                 PlanRow(
                     len(rows),
                     step.path,
                     op_name(step.node),
-                    tuple(followers(step)),
+                    folded,
                     step.node.meta["shape"],
                     launch.kernel or "none",
                     launch.why,
@@ -120,6 +121,7 @@ def _rows(executor: Executor, batch: int) -> tuple[PlanRow, ...]:
                     share if runs else None,
                     flops,
                     bytes_,
+                    fused=bool(folded),
                 )
             )
         number += runs

@@ -15,7 +15,9 @@ from fastcnn.bench.records.load import read_result
 from fastcnn.bench.views.readme import generate, main, stale
 from fastcnn.bench.views.tables import to_json
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
+
+
 BEGIN, END = "<!-- results of r/x.json, made by `make readme` -->\n", "<!-- end of results -->\n"
 
 

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fastcnn.bench.measuring.measure import Settings, measure_group
-from fastcnn.bench.peers.base import placed
 from fastcnn.bench.peers.runtimes import bound_runner
 from fastcnn.bench.peers.subject import Subject
 from fastcnn.bench.peers.table import PEERS
-from fastcnn.bench.records.result import Status
 from fastcnn.errors import BackendError
 from fastcnn.precision import Precision
-
-
-@pytest.fixture
-def x(input_shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.rand(input_shape, generator=torch.Generator().manual_seed(0))
 
 
 def test_bound_session_reads_and_writes_pytorchs_memory(subject: Subject, x: torch.Tensor) -> None:
@@ -98,38 +88,3 @@ def test_tensorrt_that_is_not_there_is_absent(monkeypatch: pytest.MonkeyPatch) -
     assert PEERS["onnxruntime_tensorrt"]().available("cuda", Precision.fp16) == "this build of onnxruntime has no TensorrtExecutionProvider"
     assert PEERS["onnxruntime_cuda"]().available("cuda") == "this build of onnxruntime has no CUDAExecutionProvider"
     assert PEERS["onnxruntime_tensorrt"]().available("cuda", Precision.fp32) == "measured in tf32, fp16, bf16 only"
-
-
-def test_weights_elsewhere_are_an_error(subject: Subject, x: torch.Tensor) -> None:
-    assert placed(subject.model, x) == {"device": "cpu", "dtype": "float32"}
-    with pytest.raises(BackendError, match=r"weights are torch.float64 on cpu where torch.float32 on cpu was asked for"):
-        placed(copy.deepcopy(subject.model).double(), x)
-
-
-def test_precision_switches_are_set_and_restored() -> None:
-    def switches() -> tuple[str, bool, str]:
-        conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, conv.fp32_precision
-
-    before = switches()
-    with Precision.tf32.switches():
-        assert switches() == ("high", True, "tf32")
-        with Precision.fp32.switches():
-            assert switches() == ("highest", False, "ieee")
-        assert switches() == ("high", True, "tf32")
-    assert switches() == before
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("precision", list(Precision))
-@pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if "cuda" in peer.devices])
-def test_cuda_row_computes_the_model(name: str, precision: Precision, subject: Subject, settings: Settings) -> None:
-    peer = PEERS[name]()
-    reason = peer.available("cuda", precision)
-    if reason:
-        pytest.skip(reason)
-    with Subject(subject.model, precision, "cuda") as moved:
-        group = measure_group("tiny", moved, [peer], (4, 3, 8, 8), replace(settings, rounds=1), device="cuda")
-    (row,) = group.rows
-    assert (row.status, row.reason) == (Status.TIMED, None)
-    assert row.end_to_end_rounds

@@ -10,36 +10,26 @@ from __future__ import annotations
 import os
 import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from fastcnn.bench.measuring.measure import pinned_threads
-from fastcnn.bench.measuring.timing import MonotonicClock, Timer, make_timer
-from fastcnn.bench.records.result import Ceilings, RooflineStep, RooflineTotal
+from fastcnn.bench.records.result import MachineCeilings, RooflineStep, RooflineTotal
 from fastcnn.graph.ir import CapturedGraph, aten, pair
 from fastcnn.graph.ops import fused_conv2d
 from fastcnn.graph.passes import run_passes
 from fastcnn.graph.plan import PlanRow, op_name
 from fastcnn.optimized_module import OptimizedModule
-from fastcnn.precision import Precision
 
 # They give another view of their input's memory and do no work. `flatten` of a channels_last tensor of more than one pixel copies; the
 # models here have one.
 _VIEWS = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "permute", "transpose", "getitem", "detach", "alias", "slice", "dropout", "expand")
 
-_REPEATS = 9
-_COPY_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}
-# Matrices grow until a product takes this long: more would gain nothing, and on a busy CPU meet another process in every run.
-_GEMM_SECONDS = 0.005
-_LARGEST_GEMM = 8192
 _STEP_RUNS = 15
 
 
@@ -51,76 +41,6 @@ class StepCost:
     op: str
     flops: int
     bytes: int
-
-
-def measure_ceilings(device: str, precision: Precision, threads: int) -> Ceilings:
-    """Medians of a copy far larger than the caches and of a large square matrix product."""
-    with pinned_threads(threads), precision.switches(), torch.inference_mode():
-        timer = make_timer(device, MonotonicClock())
-        copied, copying = _time_copy(device, timer)
-        size, multiplying = _time_product(device, precision.dtype, timer)
-    how = (
-        f"medians of {_REPEATS} runs: a copy of {copied / 2**20:.0f} MiB, bytes read and written counted; a product of two {size}×{size} matrices "
-        f"in {precision}" + (f" by the faster of torch.mm and oneDNN with packed weights, {threads} threads" if device == "cpu" else "")
-    )
-    return Ceilings(2 * copied / copying, 2 * size**3 / multiplying, str(precision.dtype).removeprefix("torch."), how)
-
-
-def _time_copy(device: str, timer: Timer) -> tuple[int, float]:
-    """How many bytes were copied, and the seconds of one copy."""
-    # Random, not zeros: a page of zeros may be shared in memory, and zeros draw less power on their way.
-    source = torch.rand(_copy_bytes(device) // 4, device=device)
-    target = torch.empty_like(source).fill_(1.0)
-    return source.nbytes, _median_seconds(lambda: target.copy_(source), timer)
-
-
-def _time_product(device: str, dtype: torch.dtype, timer: Timer) -> tuple[int, float]:
-    """The size of the matrices, and the seconds of one product."""
-    size = 256
-    while True:
-        left, right = (torch.rand(size, size, device=device).sub_(0.5).to(dtype) for _ in range(2))
-        ways = list(_products(left, right))
-        once = min(timer.time(way).seconds for _ in range(2) for way in ways)
-        if size >= _LARGEST_GEMM or once > _GEMM_SECONDS:
-            return size, min(_median_seconds(way, timer) for way in ways)
-        size *= 2
-
-
-def _median_seconds(run: Callable[[], object], timer: Timer) -> float:
-    run()
-    run()
-    return statistics.median(timer.time(run).seconds for _ in range(_REPEATS))
-
-
-def _copy_bytes(device: str) -> int:
-    """Four times the last cache at least, and never more than a sixteenth of the memory, as far as they are known."""
-    wanted = _COPY_BYTES[device]
-    if device == "cuda":
-        free, _ = torch.cuda.mem_get_info()
-        return min(wanted, free // 16)
-    with suppress(OSError, ValueError):
-        sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
-        wanted = max([wanted, *(4 * 1024 * int(size.removesuffix("K")) for size in sizes)])
-    with suppress(OSError, ValueError, AttributeError):
-        wanted = min(wanted, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 16)
-    return wanted
-
-
-def _products(left: Tensor, right: Tensor) -> Iterator[Callable[[], object]]:
-    """Ways to compute `left` @ `right`, two square matrices of size n.
-
-    On a CPU PyTorch's own library is not the last word: on an AMD EPYC torch.mm reached 105 GFLOP/s a core, oneDNN with packed weights 246.
-    """
-    product = torch.empty_like(left)
-    yield lambda: torch.mm(left, right, out=product)
-    if not left.is_cuda:
-        with suppress(RuntimeError):  # oneDNN does not have every dtype on every CPU
-            n, convolution = left.shape[0], torch.ops.mkldnn._convolution_pointwise
-            # n pixels of n channels, channels_last: the left matrix as it lies in memory.
-            pixels, window = left.view(1, n // 32, 32, n).permute(0, 3, 1, 2), ([0, 0], [1, 1], [1, 1], 1)
-            packed = torch.ops.mkldnn._reorder_convolution_weight(right.t().contiguous().view(n, n, 1, 1), *window, list(pixels.shape))
-            convolution(pixels, packed, None, *window, "none", [], "")
-            yield lambda: convolution(pixels, packed, None, *window, "none", [], "")
 
 
 # -- what a graph has to do --------------------------------------------------------------------------------------------
@@ -170,7 +90,7 @@ def _sizes(node: fx.Node, batch_size: int) -> tuple[int, ...]:
 # -- what it comes to --------------------------------------------------------------------------------------------------
 
 
-def roofline(module: OptimizedModule, x: Tensor, ceilings: Ceilings, seconds: float | None) -> tuple[list[RooflineStep], RooflineTotal]:
+def roofline_of(module: OptimizedModule, x: Tensor, ceilings: MachineCeilings, seconds: float | None) -> tuple[list[RooflineStep], RooflineTotal]:
     """The steps of an optimized module, and all together.
 
     Args:
@@ -194,7 +114,7 @@ def roofline(module: OptimizedModule, x: Tensor, ceilings: Ceilings, seconds: fl
     return _sum_up(steps, module.backend, seconds)
 
 
-def _launches_of(module: OptimizedModule, ceilings: Ceilings) -> list[RooflineStep]:
+def _launches_of(module: OptimizedModule, ceilings: MachineCeilings) -> list[RooflineStep]:
     """The launches of the triton engine: one step for each, whatever number of convolutions is in it."""
     launches: dict[int, list[PlanRow]] = {}
     for row in module.plan.rows:
@@ -209,7 +129,7 @@ def _launches_of(module: OptimizedModule, ceilings: Ceilings) -> list[RooflineSt
     return steps
 
 
-def _step(number: int, cost: StepCost, op: str, kernel: str, taken: float | None, ceilings: Ceilings) -> RooflineStep:
+def _step(number: int, cost: StepCost, op: str, kernel: str, taken: float | None, ceilings: MachineCeilings) -> RooflineStep:
     moving, computing = cost.bytes / ceilings.copy_bytes_per_second, cost.flops / ceilings.gemm_flops_per_second
     bound = max(moving, computing)
     return RooflineStep(
@@ -245,7 +165,7 @@ def _step_seconds(module: OptimizedModule, x: Tensor) -> list[float | None]:
 
     A row is one operation, but for a fused step that oneDNN does not have: that one is `conv2d`, `add` and `relu` in a row.
     """
-    wanted = [list(_operations(row.kernel)) for row in module.plan.rows]
+    wanted = [row.operations for row in module.plan.rows]
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would write to stderr that it starts, stops, and finds no GPU
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if x.is_cuda else [])
     with torch.inference_mode():
@@ -262,17 +182,6 @@ def _step_seconds(module: OptimizedModule, x: Tensor) -> list[float | None]:
     if len(samples) < _STEP_RUNS:
         return [None] * len(wanted)
     return [statistics.median(values) for values in zip(*samples, strict=True)]
-
-
-def _operations(kernel: str) -> Iterator[str]:
-    """The dispatcher's names of the operations that a kernel of the torch engine's plan stands for."""
-    if kernel.startswith("oneDNN convolution"):
-        yield "mkldnn::_convolution_pointwise"
-        return
-    first, *epilogue = kernel.split(" + ")
-    yield first
-    for operation in epilogue:
-        yield f"aten::{operation}"
 
 
 def _match(events: Sequence[Any], wanted: Sequence[Sequence[str]], cuda: bool) -> list[float] | None:

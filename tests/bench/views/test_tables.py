@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fastcnn.bench.records import environment as environment_module
-from fastcnn.bench.records.environment import environment
-from fastcnn.bench.records.result import BenchmarkReport, GroupResult, RowResult, Status, WarmUp, check_baseline
+from fastcnn.bench.records.result import BenchmarkReport, GroupResult, RowResult, Status, WarmUp
 from fastcnn.bench.views.tables import print_report, to_json, write_json
-from fastcnn.errors import RequestError, UnknownNameError
+from fastcnn.errors import RequestError
 
 STEADY = WarmUp(6, 0.1, 0.02, True)
 
@@ -123,24 +121,3 @@ def test_json_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         write_json(_report(interrupted=True), path)
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
     assert path.read_bytes() == before
-
-
-def test_environment_explains_a_row() -> None:
-    facts = environment()
-    assert facts["versions"]["torch"]
-    assert facts["cpu"]["cores"] >= 1
-    assert facts["cpu"]["model"]
-    assert facts["date"].endswith("+00:00")
-    json.dumps(facts)
-
-
-def test_commit_is_none_where_the_code_is_not_in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment_module, "__file__", str(tmp_path / "environment.py"))
-    assert environment()["commit"] is None
-
-
-def test_unknown_baseline() -> None:
-    check_baseline("best-peer", ["eager"])
-    check_baseline("eager", ["eager"])
-    with pytest.raises(UnknownNameError, match="did you mean eager"):
-        check_baseline("eagre", ["eager"])

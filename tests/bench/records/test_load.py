@@ -16,7 +16,7 @@ from fastcnn.bench.records.statistics import Ratio
 from fastcnn.bench.views.tables import to_json
 from fastcnn.errors import FileFormatError
 
-STORED = sorted((Path(__file__).parents[2] / "bench" / "results").glob("*.json"))
+STORED = sorted((Path(__file__).parents[3] / "bench" / "results").glob("*.json"))
 
 
 def test_a_report_comes_back_as_it_was() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastcnn.bench.measuring.measure import Settings, measure_group, pinned_threads, warm_up
+from fastcnn.bench.measuring.timing import HostTimer, Instruments
 from fastcnn.bench.peers.subject import Subject
 from fastcnn.bench.records.result import GroupResult, RowResult, Status
 from fastcnn.errors import RequestError
@@ -18,9 +19,10 @@ Measure = Callable[..., GroupResult]
 
 @pytest.fixture
 def measure(subject: Subject, settings: Settings, clock: Any, input_shape: tuple[int, ...]) -> Measure:
-    def run(*peers: Any, shape: tuple[int, ...] = input_shape, device: str = "cpu", progress: Any = None, **changes: Any) -> GroupResult:
+    def run(*peers: Any, shape: tuple[int, ...] = input_shape, progress: Any = None, **changes: Any) -> GroupResult:
         shown = {} if progress is None else {"progress": progress}
-        return measure_group("tiny", subject, peers, shape, replace(settings, **changes), device=device, clock=clock, **shown)
+        instruments = Instruments(clock, HostTimer(clock))
+        return measure_group("tiny", subject, peers, shape, replace(settings, **changes), instruments=instruments, **shown)
 
     return run
 
@@ -124,7 +126,7 @@ def test_row_that_raises_is_failed_with_one_line(measure: Measure, fake_peer: An
     assert len(_row(group, "peer").rounds) == 8
 
 
-def test_ctrl_c_keeps_complete_visits(measure: Measure, fake_peer: Any) -> None:
+def test_ctrl_c_keeps_complete_rounds(measure: Measure, fake_peer: Any) -> None:
     def stop(number: int) -> None:
         if number == 2 + 6 + 3 * 6 + 4:  # in the fourth visit: parity and warm-up take 8 runs, a visit 6
             raise KeyboardInterrupt
@@ -132,12 +134,42 @@ def test_ctrl_c_keeps_complete_visits(measure: Measure, fake_peer: Any) -> None:
     group = measure(fake_peer("a", 0.01), fake_peer("b", 0.02, before_run=stop), baseline="b")
     assert group.interrupted
     assert [row.status for row in group.rows] == [Status.TIMED, Status.TIMED]
-    assert len(_row(group, "b").rounds) == 3
-    assert len(_row(group, "a").rounds) in (3, 4)
+    assert [len(row.rounds) for row in group.rows] == [3, 3]
     assert all(len(visit) == 5 for row in group.rows for visit in row.rounds)
     ratio = _row(group, "a").ratio
     assert ratio is not None
     assert ratio.value == pytest.approx(2.0)
+
+
+def test_figures_of_an_interrupted_run_agree_with_each_other(measure: Measure, fake_peer: Any) -> None:
+    """Rows that were visited in the round that Ctrl-C stopped had a sample more in their medians than in their ratios."""
+
+    def stop(number: int) -> None:
+        if number == 8 + 2 * 6 + 1:  # at the start of the third visit
+            raise KeyboardInterrupt
+
+    slower = lambda run: 0.01 if run <= 8 + 2 * 6 else 5.0  # noqa: E731
+    others = [fake_peer(name, slower) for name in "acde"]
+    group = measure(*others, fake_peer("b", 0.02, before_run=stop), baseline="b", seed=1)
+    assert group.interrupted
+    assert max(peer.runs for peer in others) == 8 + 3 * 6  # one was visited in the third round
+    assert [len(row.rounds) for row in group.rows] == [2] * 5
+    for row in group.rows:
+        summary, ratio, baseline = row.summary(), row.ratio, _row(group, "b").summary()
+        assert summary is not None
+        assert ratio is not None
+        assert baseline is not None
+        assert ratio.value == pytest.approx(baseline.p50 / summary.p50)
+        assert summary.p99 <= 0.021
+
+
+def test_ctrl_c_before_the_first_round_is_complete_leaves_no_times(measure: Measure, fake_peer: Any) -> None:
+    def stop(number: int) -> None:
+        if number == 8 + 1:
+            raise KeyboardInterrupt
+
+    group = measure(*(fake_peer(name, 0.01) for name in "acde"), fake_peer("b", 0.02, before_run=stop))
+    assert {(row.status, row.reason) for row in group.rows} == {(Status.INTERRUPTED, "stopped before the first round of all rows was complete")}
 
 
 def test_ctrl_c_in_set_up_says_what_was_not_timed(measure: Measure, fake_peer: Any) -> None:
@@ -220,7 +252,7 @@ def test_warm_up_goes_on_until_steady(settings: Settings, clock: Any) -> None:
     def run() -> None:
         clock.time += next(times)
 
-    done = warm_up(run, replace(settings, warm_up_seconds=100.0), clock)
+    done = warm_up(run, replace(settings, warm_up_seconds=100.0), Instruments(clock, HostTimer(clock)))
     assert done.steady
     assert done.seconds_per_run == 0.5
     assert done.runs == 9  # the first window of three whose median is no longer below that of the three before it
@@ -232,7 +264,7 @@ def test_warm_up_has_a_limit(settings: Settings, clock: Any) -> None:
     def run() -> None:
         clock.time += next(times)
 
-    done = warm_up(run, replace(settings, warm_up_seconds=5.0), clock)
+    done = warm_up(run, replace(settings, warm_up_seconds=5.0), Instruments(clock, HostTimer(clock)))
     assert not done.steady
     assert done.seconds > 5.0
     assert done.runs == 4

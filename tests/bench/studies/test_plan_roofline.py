@@ -1,18 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 import fastcnn
-from fastcnn.bench.records.result import Ceilings
-from fastcnn.bench.studies import roofline as module
-from fastcnn.bench.studies.roofline import measure_ceilings, roofline, step_costs
+from fastcnn.bench.records.result import MachineCeilings
+from fastcnn.bench.studies.plan_roofline import roofline_of, step_costs
 from fastcnn.graph.capture import capture
 from fastcnn.graph.passes import STANDARD_PASSES, run_passes
-from fastcnn.precision import Precision
+from fastcnn.optimized_module import OptimizedModule
 
-CEILINGS = Ceilings(1e9, 1e10, "float32", "made up")
+CEILINGS = MachineCeilings(1e9, 1e10, "float32", "made up")
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_costs_grow_with_the_batch_but_weights_are_read_once(network: nn.Module)
 def test_every_step_of_the_torch_engine_is_timed_and_bounded(network: nn.Module) -> None:
     x = torch.rand(2, 3, 8, 8)
     fast = fastcnn.optimize(network, x, backend="torch")
-    steps, total = roofline(fast, x, CEILINGS, 1e-3)
+    steps, total = roofline_of(fast, x, CEILINGS, 1e-3)
     assert [step.name for step in steps] == [row.name for row in fast.plan.rows]
     assert [step.kernel for step in steps] == [row.kernel for row in fast.plan.rows]
     for step in steps:
@@ -66,8 +67,9 @@ def test_every_step_of_the_torch_engine_is_timed_and_bounded(network: nn.Module)
 def test_an_account_that_does_not_fit_the_plan_gives_no_times(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.rand(2, 3, 8, 8)
     fast = fastcnn.optimize(network, x, backend="torch")
-    monkeypatch.setattr(module, "_operations", lambda kernel: ["aten::unheard_of"])
-    steps, total = roofline(fast, x, CEILINGS, None)
+    plan = replace(fast.plan, rows=tuple(replace(row, operations=("aten::unheard_of",)) for row in fast.plan.rows))
+    monkeypatch.setattr(OptimizedModule, "plan", plan)
+    steps, total = roofline_of(fast, x, CEILINGS, None)
     assert all(step.seconds is None and step.share is None for step in steps)
     assert (total.seconds, total.share) == (None, None)
 
@@ -76,38 +78,17 @@ def test_another_engine_is_bounded_by_the_fused_graph(network: nn.Module) -> Non
     pytest.importorskip("onnxruntime")
     x = torch.rand(2, 3, 8, 8)
     fast = fastcnn.optimize(network, x, backend="onnxruntime")
-    steps, total = roofline(fast, x, CEILINGS, 1e-3)
+    steps, total = roofline_of(fast, x, CEILINGS, 1e-3)
     assert total.backend == "onnxruntime"
     assert [step.op for step in steps] == ["fused_conv2d", "max_pool2d", "adaptive_avg_pool2d", "flatten", "linear"]
     assert all(step.seconds is None for step in steps)
 
 
 def test_fused_step_without_onednn_is_the_sum_of_its_operations() -> None:
-    assert list(module._operations("aten::conv2d + add + relu")) == ["aten::conv2d", "aten::add", "aten::relu"]
-    assert list(module._operations("oneDNN convolution + relu")) == ["mkldnn::_convolution_pointwise"]
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).double().eval()
     x = torch.rand(1, 3, 8, 8, dtype=torch.float64)
     fast = fastcnn.optimize(network, x, backend="torch")
-    assert "oneDNN" not in fast.plan.rows[0].kernel
-    (step,), _ = roofline(fast, x, CEILINGS, None)
+    (row,) = fast.plan.rows
+    assert (row.operations, row.fused) == (("aten::conv2d", "aten::relu"), True)
+    (step,), _ = roofline_of(fast, x, CEILINGS, None)
     assert step.seconds is not None
-
-
-def test_ceilings_are_those_of_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_copy_bytes", lambda device: 2**20)
-    monkeypatch.setattr(module, "_LARGEST_GEMM", 256)
-    ceilings = measure_ceilings("cpu", Precision.fp32, 1)
-    assert ceilings.copy_bytes_per_second > 0
-    assert ceilings.gemm_flops_per_second > 0
-    assert ceilings.dtype == "float32"
-    assert "1 MiB" in ceilings.how
-    assert "256×256" in ceilings.how
-
-
-def test_ways_to_multiply_agree() -> None:
-    left, right = (torch.rand(64, 64) - 0.5 for _ in range(2))
-    for way in module._products(left, right):
-        product = way()
-        assert isinstance(product, torch.Tensor)
-        flat = product.permute(0, 2, 3, 1).reshape(64, 64) if product.dim() == 4 else product
-        torch.testing.assert_close(flat, left @ right)

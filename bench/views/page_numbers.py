@@ -26,13 +26,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
+    """Cells as they are shown; `strong` says which rows stand out."""
+
     caption: str
     titles: Sequence[str]
     rows: Sequence[Sequence[str | Markup]]
     strong: Sequence[bool]
 
 
-class Source:
+class ResultNumbers:
     """Looks numbers up in a result file."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
@@ -53,6 +55,7 @@ class Source:
         return ".".join(found), value
 
     def value(self, path: str) -> Any:
+        """What stands at a path; None where the file has nothing."""
         return self.find(path)[1]
 
     def number(self, path: str, unit: units.Unit) -> Markup:
@@ -63,10 +66,12 @@ class Source:
         return Markup('<data value="{}" data-path="{}">{}</data>').format(repr(value), place, unit(value))
 
     def interval(self, low: str, high: str, unit: units.Unit) -> Markup:
+        """Two numbers with a dash between them; empty where the file lacks one."""
         ends = self.number(low, unit), self.number(high, unit)
         return Markup("{}\N{NARROW NO-BREAK SPACE}–\N{NARROW NO-BREAK SPACE}{}").format(*ends) if all(ends) else Markup("")
 
     def cell(self, base: str, column: Column) -> str | Markup:
+        """A column's cell in the row at `base`; empty where the file has nothing for it."""
         path = f"{base}.{column.path}"
         if column.path.startswith("ratio.low") and self.value(f"{base}.ratio.baseline") == self.value(f"{base}.name"):
             return ""  # a row is exactly as fast as itself
@@ -82,22 +87,26 @@ class Source:
         return Table(caption, [head, *(column.title for column in shown)], rows, strong)
 
 
-def group_title(source: Source, group: int) -> Markup:
+def group_title(numbers: ResultNumbers, group: int) -> Markup:
+    """The model and its batch size."""
     base = f"groups.{group}"
-    return Markup("{} at batch {}").format(source.value(f"{base}.model"), source.number(f"{base}.batch_size", units.count))
+    return Markup("{} at batch {}").format(numbers.value(f"{base}.model"), numbers.number(f"{base}.batch_size", units.count))
 
 
-def group_kind(source: Source, group: int) -> str:
-    said = (source.value(f"groups.{group}.{name}") for name in ("scenario", "precision", "dtype", "device"))
+def group_kind(numbers: ResultNumbers, group: int) -> str:
+    """Scenario, precision and device, as far as the file says them."""
+    said = (numbers.value(f"groups.{group}.{name}") for name in ("scenario", "precision", "dtype", "device"))
     scenario, precision, dtype, device = (str(value or "") for value in said)
     return ", ".join(filter(None, (scenario, precision or dtype, device)))
 
 
-def plain_title(source: Source, group: int) -> str:
-    return f"{source.value(f'groups.{group}.model')}, batch {source.value(f'groups.{group}.batch_size')}"
+def plain_title(numbers: ResultNumbers, group: int) -> str:
+    """The same as text, for the description of a picture."""
+    return f"{numbers.value(f'groups.{group}.model')}, batch {numbers.value(f'groups.{group}.batch_size')}"
 
 
 def words(value: Any) -> str:
+    """Plain data as a person reads it; empty for None."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {words(item)}" for key, item in value.items())
     if isinstance(value, list):

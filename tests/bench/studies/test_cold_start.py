@@ -5,10 +5,10 @@ import sys
 import pytest
 
 from fastcnn.bench.studies import cold_start as module
-from fastcnn.bench.studies.cold_start import Request, cold_start
+from fastcnn.bench.studies.cold_start import ColdStartRequest, cold_start
 from fastcnn.errors import BackendError
 
-TINY = Request("simple_cnn", "fastcnn_torch", "cpu", "fp32", (2, 1, 28, 28), 1)
+TINY = ColdStartRequest("simple_cnn", "fastcnn_torch", "cpu", "fp32", (2, 1, 28, 28), 1)
 
 
 def test_fresh_process_tells_its_phases_and_memory() -> None:
@@ -21,7 +21,7 @@ def test_fresh_process_tells_its_phases_and_memory() -> None:
 
 def test_row_that_fails_there_says_why_in_one_line() -> None:
     with pytest.raises(BackendError, match=r"failed in a process of its own: .*no_such_row") as error:
-        cold_start(Request("simple_cnn", "no_such_row", "cpu", "fp32", (1, 1, 28, 28), 1))
+        cold_start(ColdStartRequest("simple_cnn", "no_such_row", "cpu", "fp32", (1, 1, 28, 28), 1))
     assert "\n" not in str(error.value)
 
 

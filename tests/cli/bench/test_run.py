@@ -218,14 +218,14 @@ finally:
 
 def test_extras_are_in_the_json_and_ctrl_c_in_them_keeps_the_rows(bench: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastcnn.bench import run
-    from fastcnn.bench.studies import roofline
-    from fastcnn.bench.studies.cold_start import ColdStart, Request
+    from fastcnn.bench.studies import ceilings
+    from fastcnn.bench.studies.cold_start import ColdStart, ColdStartRequest
 
-    monkeypatch.setattr(roofline, "_copy_bytes", lambda device: 2**20)
-    monkeypatch.setattr(roofline, "_LARGEST_GEMM", 256)
+    monkeypatch.setattr(ceilings, "_copy_bytes", lambda device: 2**20)
+    monkeypatch.setattr(ceilings, "_LARGEST_GEMM", 256)
     started: list[str] = []
 
-    def start(request: Request) -> ColdStart:
+    def start(request: ColdStartRequest) -> ColdStart:
         if len(started) == 3:
             raise KeyboardInterrupt
         started.append(request.row)

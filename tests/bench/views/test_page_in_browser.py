@@ -16,7 +16,9 @@ from fastcnn.bench.views.tables import to_json
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian's package is chromium)")
 
-STORED = sorted((Path(__file__).parents[2] / "bench" / "results").glob("*.json"))
+
+STORED = sorted((Path(__file__).parents[3] / "bench" / "results").glob("*.json"))
+
 
 # What lies beyond the right edge (tables scroll within themselves), text of plots that is cut off, and the colours in use.
 LOOK = """(() => {
@@ -38,6 +40,7 @@ LOOK = """(() => {
     ink: getComputedStyle(texts[0]).fill,
   };
 })()"""
+
 
 NUMBERS = """[...document.querySelectorAll("[data-path]")].map(
   element => [element.textContent.trim(), element.getAttribute("value"), element.dataset.path])"""

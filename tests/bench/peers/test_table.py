@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from fastcnn.bench.peers.base import Peer, Prepared
+from fastcnn.bench.peers.subject import Subject
+from fastcnn.bench.peers.table import PEERS, select_peers
+from fastcnn.bench.records.rows import OUR_ROW, ROWS
+from fastcnn.errors import UnknownNameError
+
+COMPILED = ("torch_compile", "torch_compile_freezing")
+
+
+THREADS = 2
+
+
+def _prepared(name: str, subject: Subject, x: torch.Tensor) -> Prepared:
+    peer = PEERS[name]()
+    reason = peer.available()
+    if reason:
+        pytest.skip(reason)
+    torch.set_num_threads(THREADS)
+    with subject:
+        return peer.prepare(subject, x, THREADS)
+
+
+@pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if "cpu" in peer.devices and name not in COMPILED])
+def test_row_computes_the_model_and_keeps_it_as_it_was(name: str, subject: Subject, x: torch.Tensor) -> None:
+    before = copy.deepcopy(subject.model.state_dict())
+    prepared = _prepared(name, subject, x)
+    with torch.inference_mode():
+        torch.testing.assert_close(prepared.run(x), subject.model(x))
+        first = prepared.run(x)
+        kept = first.clone()
+        prepared.run(x + 1)
+        torch.testing.assert_close(first, kept, rtol=0, atol=0)  # the next run does not write into what the last one gave back
+    torch.testing.assert_close(dict(subject.model.state_dict()), dict(before), rtol=0, atol=0)
+    assert all(parameter.is_contiguous() for parameter in subject.model.parameters())
+    assert prepared.proof
+
+
+def test_every_row_is_explained_in_the_order_of_the_table() -> None:
+    assert list(ROWS) == list(PEERS)
+    assert PEERS[OUR_ROW].ours
+
+
+def test_selecting_rows() -> None:
+    def names(chosen: list[Peer]) -> list[str]:
+        return [peer.name for peer in chosen]
+
+    assert names(select_peers(None)) == [name for name, peer in PEERS.items() if "cpu" in peer.devices]
+    assert names(select_peers(None, "cuda")) == [name for name, peer in PEERS.items() if "cuda" in peer.devices]
+    assert names(select_peers(["openvino", "eager", "eager"])) == ["eager", "openvino"]
+    assert names(select_peers(["fastcnn_o*", "fastcnn"])) == ["fastcnn_onnxruntime", "fastcnn_openvino", "fastcnn"]
+    assert names(select_peers(["*_tensorrt", "eager*"], "cuda")) == [
+        "eager",
+        "eager_channels_last",
+        "eager_cuda_graph",
+        "onnxruntime_tensorrt",
+        "fastcnn_file_tensorrt",
+    ]
+    assert names(select_peers(["eager_cuda_graph"])) == ["eager_cuda_graph"]  # named in full: it is listed as absent
+    with pytest.raises(UnknownNameError, match="did you mean onnxruntime"):
+        select_peers(["onnxruntim"])
