@@ -1,13 +1,6 @@
 """The typer application: every command by name, and what an exception becomes.
 
-Exit codes
-    0    done
-    1    a check failed: the result does not compute what its reference computes (`ParityError`, a `verify` that did not pass)
-    2    the request could not be met: unknown name or option, a file or folder that cannot be read or written
-    3    a defect of fastcnn itself; `--debug` shows the traceback
-    130  interrupted with Ctrl-C
-    141  the reader of the output went away, as in `fastcnn list | head -1`
-
+The exit codes are those of `fastcnn.cli.exit_codes`.
 Modules under `fastcnn.cli` import neither torch nor rich at their top: `fastcnn --help` must answer at once.
 """
 
@@ -28,6 +21,7 @@ from fastcnn.cli import output
 from fastcnn.cli.bench.results import commands as bench_commands
 from fastcnn.cli.env import env
 from fastcnn.cli.evaluate import evaluate
+from fastcnn.cli.exit_codes import BAD_REQUEST, BROKEN_PIPE, CHECK_FAILED, DEFECT, DONE, INTERRUPTED
 from fastcnn.cli.export import export
 from fastcnn.cli.info import info
 from fastcnn.cli.list_models import list_models
@@ -35,12 +29,6 @@ from fastcnn.cli.predict import predict
 from fastcnn.cli.train import train
 from fastcnn.cli.verify import verify
 from fastcnn.errors import FastcnnError, ParityError
-
-CHECK_FAILED = 1
-BAD_REQUEST = 2
-DEFECT = 3
-INTERRUPTED = 130
-BROKEN_PIPE = 141
 
 # What click calls ClickException: some releases of typer take it from click, others carry a copy of their own.
 _ClickException: type[BaseException] = typer.BadParameter.__mro__[2]
@@ -68,7 +56,7 @@ class CommandLine(TyperGroup):
             sys.exit(BAD_REQUEST)
         if not standalone_mode:
             return code
-        sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(code if isinstance(code, int) else DONE)
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fastcnn.cli import output
-from fastcnn.cli.options import Json, Model
+from fastcnn.cli.options import Force, Json, Model, Seed, Weights
 from fastcnn.errors import RequestError
 
 if TYPE_CHECKING:
@@ -41,11 +41,8 @@ def export(
             "-o", "--output", metavar="FILE", help="Where to write; .onnx, .pt and .pt2 also choose the format.  [default: MODEL.onnx, .pt or .pt2]"
         ),
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="W", help="A .safetensors or .pth file, a torchvision weights name, or mnist.  [default: seeded random weights]"),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="The seed of random weights.  [default: 0]")] = None,
+    weights: Weights = None,
+    seed: Seed = None,
     precision: Annotated[Precision, typer.Option(help="The type of the weights and of the arithmetic.")] = Precision.fp32,
     batch_size: Annotated[str, typer.Option(metavar="N|dynamic", help="The batch that the file accepts.")] = "dynamic",
     opset: Annotated[int | None, typer.Option(metavar="N", help="The ONNX opset.  [default: what the exporter recommends]")] = None,
@@ -57,7 +54,7 @@ def export(
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, to store in the file.")] = None,
     image_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Height and width of the input.  [default: the model's own]")] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Classes of the model.  [default: the model's own]")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write a model to a file, check the file in its own runtime, and keep it only if it passes."""

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -224,18 +224,3 @@ def working(what: str) -> Iterator[None]:
             stack.enter_context(console(stderr=True).status(what))
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         yield
-
-
-@contextlib.contextmanager
-def progress_bar(title: str) -> Iterator[Callable[..., None]]:
-    """Gives `advance(done, total, title)`, whose last argument may be left out: a bar on stderr where a person watches, nothing elsewhere."""
-    screen = console(stderr=True)
-    if not screen.is_terminal:
-        yield lambda done, total, what=title: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, redirect_stdout=False) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total, what=title: bar.update(task, completed=done, total=total, description=what)

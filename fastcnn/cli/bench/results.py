@@ -10,9 +10,10 @@ import typer
 
 from fastcnn.cli import output
 from fastcnn.cli.bench.layers import layers
-from fastcnn.cli.bench.run import CHECK_FAILED, bench
+from fastcnn.cli.bench.run import bench
 from fastcnn.cli.default_command import DefaultCommandGroup
-from fastcnn.cli.options import Json
+from fastcnn.cli.exit_codes import CHECK_FAILED
+from fastcnn.cli.options import Force, Json
 from fastcnn.errors import RequestError
 from fastcnn.files import check_target, write_text
 
@@ -82,7 +83,7 @@ def page(
         Path | None,
         typer.Option("--html", metavar="FILE", help="The page to write.  [default: RESULT with .html in place of .json]", show_default=False),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing FILE.")] = False,
+    force: Force = False,
 ) -> None:
     """Make a page for people from a result: one HTML file that needs no network."""
     target = html_file or result.with_suffix(".html")
