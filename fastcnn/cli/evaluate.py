@@ -11,7 +11,20 @@ import typer
 
 from fastcnn.cli import output
 from fastcnn.cli.exit_codes import CHECK_FAILED
-from fastcnn.cli.options import DataFolder, Dataset, Download, Force, Json, Seed, Threads, Weights, Workers, complete_model, default_workers
+from fastcnn.cli.options import (
+    DataFolder,
+    Dataset,
+    Download,
+    Force,
+    Json,
+    Seed,
+    Threads,
+    Weights,
+    Workers,
+    complete_model,
+    default_workers,
+    own_spelling,
+)
 from fastcnn.cli.progress import progress_bar
 from fastcnn.errors import RequestError
 from fastcnn.files import check_target
@@ -41,6 +54,7 @@ def evaluate(
             help="A model's name, a weight file of `fastcnn train`, or a file of `fastcnn export` or fastcnn.save. An @ and a backend may follow, "
             "as in simple_cnn@onnxruntime.",
             autocompletion=complete_model,
+            callback=own_spelling,
         ),
     ] = None,
     weights: Weights = None,
@@ -55,7 +69,7 @@ def evaluate(
     sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="Of --compare: draw the pictures on which they disagree, as PNG.")] = None,
     confusion: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the confusion matrix, as PNG.")] = None,
     min_top1: Annotated[float | None, typer.Option(min=0, max=1, metavar="X", help="Exit code 1 if the top-1 accuracy is below X.")] = None,
-    split: Annotated[Split, typer.Option(help="Which part of the dataset.")] = Split.test,
+    split: Annotated[Split, typer.Option(case_sensitive=False, help="Which part of the dataset.")] = Split.test,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Take N pictures only, evenly spaced.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Pictures that run at once.  [default: 250, fewer of large pictures]")

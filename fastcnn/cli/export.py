@@ -43,13 +43,16 @@ def export(
     ] = None,
     weights: Weights = None,
     seed: Seed = None,
-    precision: Annotated[Precision, typer.Option(help="The type of the weights and of the arithmetic.")] = Precision.fp32,
+    precision: Annotated[Precision, typer.Option(case_sensitive=False, help="The type of the weights and of the arithmetic.")] = Precision.fp32,
     batch_size: Annotated[str, typer.Option(metavar="N|dynamic", help="The batch that the file accepts.")] = "dynamic",
     opset: Annotated[int | None, typer.Option(metavar="N", help="The ONNX opset.  [default: what the exporter recommends]")] = None,
     softmax: Annotated[bool, typer.Option("--softmax", help="Give probabilities instead of logits.")] = False,
     preprocess: Annotated[
         Preprocess,
-        typer.Option(help="What the file does itself: with normalize it takes uint8 [N, H, W, C] pixels of its size, with resize of any size."),
+        typer.Option(
+            case_sensitive=False,
+            help="What the file does itself: with normalize it takes uint8 [N, H, W, C] pixels of its size, with resize of any size.",
+        ),
     ] = Preprocess.none,
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, to store in the file.")] = None,
     image_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Height and width of the input.  [default: the model's own]")] = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,12 +34,36 @@ def complete_model(incomplete: str) -> list[str]:
     return list_models(f"{incomplete}*")
 
 
+def own_spelling(given: Any) -> Any:
+    """Names of models as the table spells them: `ResNet50` becomes resnet50, and `ResNet50@openvino` resnet50@openvino.
+
+    What means no model, and what is a file, stays as it is: the command says what it thinks of it.
+    """
+    if isinstance(given, list):
+        return [own_spelling(one) for one in given]
+    if not isinstance(given, str) or Path(given).exists():
+        return given
+    from fastcnn.models.registry import resolve
+
+    name, at, backend = given.rpartition("@") if "@" in given else (given, "", "")
+    return f"{resolve(name) or name}{at}{backend}"
+
+
 def default_workers() -> int:
     """Processes that decode pictures, where `--workers` does not say: one a core, but for the one that the network runs on."""
     return min(8, usable_cores() - 1)
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A name that `fastcnn list` prints.", autocompletion=complete_model, show_default=False)]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A name that `fastcnn list` prints.",
+        autocompletion=complete_model,
+        callback=own_spelling,
+        show_default=False,
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(
@@ -52,7 +76,7 @@ Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Th
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 
-Dataset = Annotated[DatasetName, typer.Option("--dataset", help="What to read.", show_default=False)]
+Dataset = Annotated[DatasetName, typer.Option("--dataset", case_sensitive=False, help="What to read.", show_default=False)]
 DataFolder = Annotated[
     Path,
     typer.Option(

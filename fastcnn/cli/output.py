@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -13,6 +12,8 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TextIO
+
+from fastcnn.text import json_text, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +69,7 @@ def line(text: str, label: str = "", colour: str = "") -> None:
     """One line on stderr, after a label in colour."""
     if label:
         label = f"{colour}{label}:{_RESET} " if _coloured(sys.stderr) else f"{label}: "
-    print(f"{label}{text}", file=sys.stderr)
+    print(f"{label}{printable(text)}", file=sys.stderr)
 
 
 def error(text: str) -> None:
@@ -166,7 +167,7 @@ def _cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return str(value)
+    return printable(str(value))
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
@@ -177,7 +178,7 @@ def print_fields(fields: Mapping[str, object]) -> None:
     width = max((len(name) for name in shown), default=0)
     screen = console()
     for name, value in shown.items():
-        screen.print(Text.assemble((name.ljust(width), "bold"), "  ", str(value)), soft_wrap=True)
+        screen.print(Text.assemble((name.ljust(width), "bold"), "  ", printable(str(value))), soft_wrap=True)
 
 
 def passes(reports: Iterable[PassReport]) -> dict[str, str]:
@@ -196,7 +197,7 @@ def shape(sizes: Sequence[int | None]) -> str:
 
 def print_json(value: object) -> None:
     """The whole answer on stdout as one JSON document (RFC 8259: a NaN or an infinity becomes null)."""
-    print(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    print(json_text(plain(value), indent=2))
 
 
 def plain(value: Any) -> Any:

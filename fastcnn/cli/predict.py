@@ -11,10 +11,11 @@ import typer
 
 from fastcnn.cli import output
 from fastcnn.cli.exit_codes import CHECK_FAILED
-from fastcnn.cli.options import Force, Seed, Weights, complete_model
+from fastcnn.cli.options import Force, Seed, Weights, complete_model, own_spelling
 from fastcnn.cli.progress import progress_bar
 from fastcnn.errors import RequestError
 from fastcnn.files import check_target
+from fastcnn.text import json_text
 
 if TYPE_CHECKING:
     from fastcnn.prediction.predictor import Predictor
@@ -28,6 +29,7 @@ def predict(
             metavar="FILE_OR_MODEL",
             help="A file of `fastcnn export`, fastcnn.save or `fastcnn train`, or a name that `fastcnn list` prints.",
             autocompletion=complete_model,
+            callback=own_spelling,
             show_default=False,
         ),
     ],
@@ -71,7 +73,7 @@ def predict(
     with output.working(f"loading {model}"):
         predictor = _load(model, weights, seed, backend, labels, preprocessing)
 
-    from fastcnn.prediction.answer_file import json_line, write_failures
+    from fastcnn.prediction.answer_file import write_failures
     from fastcnn.prediction.run import Answer
 
     answers: list[Answer] = []
@@ -84,7 +86,7 @@ def predict(
             if not isinstance(result, Answer):
                 _report(result, failures)
             elif as_json:
-                print(json_line(result.to_dict()))
+                print(json_text(result.to_dict()))
             elif out is None:
                 answers.append(result)
             advance(number, len(files))

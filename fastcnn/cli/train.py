@@ -37,7 +37,7 @@ def train(
     lr: Annotated[float | None, typer.Option(metavar="X", help="Learning rate at the start.  [default: 0.01]")] = None,
     momentum: Annotated[float | None, typer.Option(metavar="X", help="Of stochastic gradient descent.  [default: 0.9]")] = None,
     weight_decay: Annotated[float | None, typer.Option(metavar="X", help="L2 penalty.  [default: 0]")] = None,
-    schedule: Annotated[Schedule | None, typer.Option(help="How the learning rate goes on.  [default: constant]")] = None,
+    schedule: Annotated[Schedule | None, typer.Option(case_sensitive=False, help="How the learning rate goes on.  [default: constant]")] = None,
     aux_weight: Annotated[float | None, typer.Option(metavar="X", help="What the loss of an auxiliary head counts.  [default: 0.3]")] = None,
     augment: Annotated[bool, typer.Option("--augment", help="Shift training pictures at random, and mirror those in colour.")] = False,
     validation: Annotated[
@@ -45,7 +45,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of everything random.  [default: 0]")] = None,
     weights: Annotated[str | None, typer.Option(metavar="W", help="Weights to start from.  [default: seeded random weights]")] = None,
-    device: Annotated[Device, typer.Option(help="Where to train.")] = Device.cpu,
+    device: Annotated[Device, typer.Option(case_sensitive=False, help="Where to train.")] = Device.cpu,
     autocast: Annotated[bool, typer.Option(help="Compute in 16 bits on CUDA.")] = True,
     threads: Threads = None,
     workers: Workers = None,

@@ -20,7 +20,7 @@ from fastcnn.precision import Precision
 def layers(
     model: Model,
     batch_size: Annotated[str, typer.Option(metavar="N,N…", help="Batch sizes, each measured apart.")] = "1,8,32,128",
-    precision: Annotated[Precision, typer.Option(help="What every implementation computes in.")] = Precision.fp16,
+    precision: Annotated[Precision, typer.Option(case_sensitive=False, help="What every implementation computes in.")] = Precision.fp16,
     implementations: Annotated[
         str | None, typer.Option(metavar="NAME,NAME…", help="Of triton_stem, triton, triton_tma, cudnn_graph and library.  [default: all]")
     ] = None,

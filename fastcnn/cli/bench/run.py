@@ -31,14 +31,15 @@ def bench(
         list[str] | None,
         typer.Argument(metavar="MODEL", help="Names that `fastcnn list` prints.  [default: inception_v3]", autocompletion=complete_model),
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
+    device: Annotated[Device, typer.Option(case_sensitive=False, help="Where to run.")] = Device.cpu,
     batch_size: Annotated[str, typer.Option(metavar="N,N…", help="Batch sizes, each measured apart.")] = "1,8",
     peers: Annotated[str | None, typer.Option(metavar="NAME,NAME…", help=_PEERS_HELP)] = None,
     baseline: Annotated[
         str, typer.Option(metavar="NAME", help="The row that speeds refer to; best-peer is the fastest that is not fastcnn's.")
     ] = "best-peer",
     precision: Annotated[
-        Precision, typer.Option(help="What every row computes in; its error is held against float64 by the rule of that precision.")
+        Precision,
+        typer.Option(case_sensitive=False, help="What every row computes in; its error is held against float64 by the rule of that precision."),
     ] = Precision.fp32,
     rounds: Annotated[int, typer.Option(metavar="N", help="Visits to each row, of 2 to 5 timed runs each, in an order drawn anew every round.")] = 10,
     threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads of every runtime alike.  [default: PyTorch's own count]")] = None,
