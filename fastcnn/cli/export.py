@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastcnn.cli import output
-from fastcnn.cli.options import Json, Model
+from fastcnn.cli.options import Force, Json, Model, Seed, Weights
 from fastcnn.errors import RequestError
 from fastcnn.export.formats import FORMATS, Format
 from fastcnn.export.options import PRECISIONS, ExportOptions, Preprocess, parse_precision, read_labels
@@ -34,11 +34,8 @@ def export(
             "-o", "--output", metavar="FILE", help="Where to write; .onnx, .pt and .pt2 also choose the format.  [default: MODEL.onnx, .pt or .pt2]"
         ),
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="W", help="A .safetensors or .pth file, a torchvision weights name, or mnist.  [default: seeded random weights]"),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="The seed of random weights.  [default: 0]")] = None,
+    weights: Weights = None,
+    seed: Seed = None,
     precision: Annotated[
         str, typer.Option(metavar="|".join(_precisions()), autocompletion=_precisions, help="The type of the weights and of the arithmetic.")
     ] = Precision.fp32.value,
@@ -47,7 +44,10 @@ def export(
     softmax: Annotated[bool, typer.Option("--softmax", help="Give probabilities instead of logits.")] = False,
     preprocess: Annotated[
         Preprocess,
-        typer.Option(help="What the file does itself: with normalize it takes uint8 [N, H, W, C] pixels of its size, with resize of any size."),
+        typer.Option(
+            case_sensitive=False,
+            help="What the file does itself: with normalize it takes uint8 [N, H, W, C] pixels of its size, with resize of any size.",
+        ),
     ] = Preprocess.none,
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, to store in the file.")] = None,
     image_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Height and width of the input.  [default: the model's own]")] = None,
@@ -58,7 +58,7 @@ def export(
             metavar="X", help="Largest relative error that passes; the file states it, and verify holds it to that.  [default: by precision]"
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write a model to a file, check the file in its own runtime, and keep it only if it passes."""

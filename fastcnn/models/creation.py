@@ -18,7 +18,7 @@ def create_model(name: str, weights: str | os.PathLike[str] | None = None, *, se
     """Builds a reference model on the CPU, in eval mode, with a ModelInfo as its attribute `fastcnn_info`.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, in any capitals and with any separators.
         weights: None for random weights; a .safetensors, .pth or .pt file; the name of weights that this package holds ("mnist" for
             the MNIST models); or the name of torchvision weights ("IMAGENET1K_V1", "DEFAULT",
             "Inception_V3_Weights.IMAGENET1K_V1"), which torchvision downloads and caches.
@@ -33,6 +33,7 @@ def create_model(name: str, weights: str | os.PathLike[str] | None = None, *, se
     for a file that is missing, damaged, or belongs to another model.
     """
     spec = model_spec(name)
+    name = spec.name
     builder = spec.load_builder()
     chosen = _with_defaults(name, builder, options)
     import torch

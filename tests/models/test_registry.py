@@ -10,6 +10,7 @@ import torch
 
 from fastcnn.errors import RequestError, UnknownNameError
 from fastcnn.models import ModelInfo, ModelSpec, create_model, list_models, model_spec, registry, state_dict_sha256
+from fastcnn.models.registry import resolve
 
 
 def test_importing_the_models_does_not_import_torch():
@@ -33,9 +34,33 @@ def test_names_are_sorted_as_people_do():
 
 
 def test_unknown_model():
-    with pytest.raises(UnknownNameError, match="unknown model 'inceptionv3': did you mean inception_v3 or inception_v4") as raised:
-        create_model("inceptionv3")
+    with pytest.raises(UnknownNameError, match="unknown model 'inceptionv5': did you mean inception_v4 or inception_v3") as raised:
+        create_model("inceptionv5")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("ResNet50", "resnet50"), ("inception-v3", "inception_v3"), ("InceptionV3", "inception_v3"), ("squeezenet1.0", "squeezenet1_0")],
+)
+def test_capitals_and_separators_are_forgiven(given, meant):
+    assert resolve(given) == meant
+    assert model_spec(given).name == meant
+    assert list_models(f"{meant.upper()}*")[0] == meant
+
+
+def test_forgiving_confuses_no_two_models_and_no_path():
+    assert [resolve(name) for name in list_models()] == list_models()
+    assert len({registry._letters(name) for name in list_models()}) == len(list_models())
+    assert resolve("./resnet50") is None
+    assert create_model("Simple-CNN").fastcnn_info.name == "simple_cnn"
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenet_v3_large", "regnet_y_400mf", "shufflenet", "convnext_tiny"])
+def test_another_architecture_is_no_suggestion(name):
+    with pytest.raises(UnknownNameError, match=f"unknown model '{name}': `fastcnn list` shows the names") as raised:
+        model_spec(name)
+    assert raised.value.near == []
 
 
 def test_duplicates_are_loud(monkeypatch):
