@@ -77,7 +77,7 @@ class ModelInfo:
     Attributes:
         name: its name in the table.
         options: every option that it was built with, defaults included: `create_model(name, **options)` builds it again.
-        weights: where its weights come from, e.g. "random (seed 0)", "file: NAME.safetensors", "torchvision: IMAGENET1K_V1".
+        weights: where its weights come from, e.g. "random (seed 0), scaled so that …", "file: NAME.safetensors", "torchvision: IMAGENET1K_V1".
         input_size: (channels, height, width).
         preprocessing: from a picture to the input that its weights expect.
         categories: the names of the classes, where they are known.

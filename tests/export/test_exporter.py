@@ -103,7 +103,7 @@ def test_a_registered_model_is_described_with_its_normalization_and_random_weigh
     assert metadata == json.loads(json.dumps(report.metadata))
     assert metadata["model"]["name"] == "simple_cnn"
     assert metadata["model"]["options"]["num_classes"] == 10
-    assert metadata["model"]["weights"] == "random (seed 3)"
+    assert metadata["model"]["weights"] == "random (seed 3), scaled so that no layer inflates its signal"
     assert metadata["input"]["normalization"]["mean"] == [0.1307]
     assert metadata["input"]["preprocessing"] == model_spec("simple_cnn").preprocessing.to_dict()
     assert "golden" not in report.to_dict()["metadata"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastcnn.errors import RequestError, UnknownNameError
-from fastcnn.models import ModelInfo, ModelSpec, create_model, list_models, model_spec, registry, state_dict_sha256
+from fastcnn.models import ModelInfo, ModelSpec, create_model, create_untrained_model, list_models, model_spec, registry, state_dict_sha256
 from fastcnn.models.registry import resolve
 
 
@@ -94,7 +94,7 @@ def test_info():
     assert isinstance(info, ModelInfo)
     assert info.name == "inception_v3"
     assert info.options == {"num_classes": 5, "aux_logits": True, "transform_input": False, "dropout": 0.2}
-    assert info.weights == "random (seed 3)"
+    assert info.weights == "random (seed 3), scaled so that no layer inflates its signal"
     assert (info.input_size, info.mean, info.std) == ((3, 299, 299), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert info.categories is None
     again = create_model(info.name, seed=3, **info.options)
@@ -103,16 +103,17 @@ def test_info():
     assert "fastcnn_info" not in "".join(model.state_dict())
 
 
+@pytest.mark.parametrize("create", [create_model, create_untrained_model], ids=["scaled", "untrained"])
 @pytest.mark.parametrize("name", ["inception_v3", "simple_cnn", "densenet121", "squeezenet1_1"])
-def test_seed(name):
+def test_seed(name, create):
     """The same seed gives the same weights, another one others; the global random state stays as it was."""
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    first, same, other = (state_dict_sha256(create_model(name, seed=seed).state_dict()) for seed in (1, 1, 2))
+    first, same, other = (state_dict_sha256(create(name, seed=seed).state_dict()) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert first == same != other
     torch.manual_seed(12)
-    assert state_dict_sha256(create_model(name, seed=1).state_dict()) == first
+    assert state_dict_sha256(create(name, seed=1).state_dict()) == first
 
 
 @pytest.mark.parametrize(
@@ -136,11 +137,12 @@ def test_wrong_options(name, options, message):
     assert "\n" not in str(raised.value)
 
 
-def test_zero_init_residual():
-    model = create_model("resnet50", zero_init_residual=True)
+@pytest.mark.parametrize("create", [create_model, create_untrained_model], ids=["scaled", "untrained"])
+def test_zero_init_residual(create):
+    model = create("resnet50", zero_init_residual=True)
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
         assert all(not block.bn3.weight.any() for block in stage)
-    assert not any(block.bn2.weight.any() for block in create_model("resnet18", zero_init_residual=True).layer1)
+    assert not any(block.bn2.weight.any() for block in create("resnet18", zero_init_residual=True).layer1)
 
 
 ARCHITECTURES = [
