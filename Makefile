@@ -11,11 +11,11 @@ PYTHON ?= python3 python3.13 python3.12 python3.11
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: help demo test cuda lint typecheck pytest format readme clean
+.PHONY: help demo test cuda lint typecheck pytest format readme architecture clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## Export Inception-v3 to ONNX, verify it, and time it beside eager PyTorch
 	$(PY) -m fastcnn.bench.demo
@@ -36,6 +36,7 @@ typecheck: $(INSTALLED) ## mypy on the package as a wheel installs it
 	rm -rf build/lib build/bdist.* $(TYPECHECK)
 	$(PY) -m pip install --quiet --no-input --disable-pip-version-check --no-deps --no-build-isolation --target $(TYPECHECK) .
 	cd $(TYPECHECK) && "$(CURDIR)/$(PY)" -m mypy --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p fastcnn
+	MYPYPATH=tools $(PY) -m mypy -p architecture
 
 # One thread for each test process: more of them would only take the cores from each other.
 pytest: $(INSTALLED) ## The tests, without those that need a GPU
@@ -44,12 +45,15 @@ pytest: $(INSTALLED) ## The tests, without those that need a GPU
 readme: $(INSTALLED) ## Make the README's results and pictures from the stored result that it names
 	$(PY) -m fastcnn.bench.views.readme --write
 
+architecture: $(INSTALLED) ## Make the picture and the table of docs/architecture.md from the code
+	PYTHONPATH=tools $(PY) -m architecture --write
+
 cuda: $(INSTALLED) ## The tests that need an NVIDIA GPU
 	$(PY) -m pytest -m cuda --benchmark-disable $(PYTEST_ARGS)
 
 clean: ## Remove what builds and tests left; exported models and .venv stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks
-	find fastcnn kernels export bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find fastcnn kernels export bench tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is younger than pyproject.toml when all is installed. A .venv that was interrupted while this rule made it is made afresh;
 # one that was there before is kept and completed.

@@ -15,7 +15,8 @@ import torch
 
 from fastcnn.errors import RequestError
 from fastcnn.export.lowering import default_output_names, dynamic_sizes, example_for
-from fastcnn.export.request import DEFAULT_OPSET
+from fastcnn.export.options import DEFAULT_OPSET
+from fastcnn.graph.capture import TRACING
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.plan import op_name
 
@@ -55,7 +56,7 @@ def lower_to_onnx(
 
 def _to_onnx(captured: CapturedGraph, opset: int, batch_size: int | None, outputs: list[str]) -> onnx.ModelProto:
     try:
-        with torch.no_grad(), _quiet():
+        with TRACING, torch.no_grad(), _quiet():
             program = torch.onnx.export(
                 captured.module.eval(),
                 (example_for(captured, batch_size),),

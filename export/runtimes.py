@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcnn.errors import BackendError, FileFormatError, ParityError, UnknownNameError
+from fastcnn.runtimes.onnxruntime import open_session
+from fastcnn.runtimes.openvino import compile_model
 
 Batches = Sequence[NDArray]
 Results = list[list[NDArray[np.float64]]]
@@ -79,12 +81,7 @@ def runtimes_for(format_: str) -> dict[str, Callable[[Path, Batches], Results]]:
 
 
 def _open_onnxruntime(path: Path, format_: str, threads: int | None) -> OpenFile:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors: warnings about the optimizer's choices mean nothing to a user
-    options.intra_op_num_threads = threads or 0
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = open_session(path, threads=threads)
     (source,) = session.get_inputs()
     dtype = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}.get(source.type, source.type)
     shape = tuple(size if isinstance(size, int) else None for size in source.shape)
@@ -92,14 +89,7 @@ def _open_onnxruntime(path: Path, format_: str, threads: int | None) -> OpenFile
 
 
 def _open_openvino(path: Path, format_: str, threads: int | None) -> OpenFile:
-    import openvino
-
-    core = openvino.Core()
-    # Without the hint, a CPU with AMX computes float32 models in bfloat16.
-    config: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32"}
-    if threads:
-        config["INFERENCE_NUM_THREADS"] = threads
-    compiled = core.compile_model(core.read_model(path.read_bytes()), "CPU", config)
+    compiled = compile_model(path.read_bytes(), threads=threads)
 
     def run(batch: NDArray) -> list[NDArray]:
         answer = compiled([batch])
@@ -155,5 +145,7 @@ def _as_float64(arrays: Sequence[NDArray]) -> list[NDArray[np.float64]]:
 
 
 def _refusal(runtime: str, error: Exception) -> str:
+    if isinstance(error, BackendError):
+        return str(error)
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return f"{_TITLE[runtime]} cannot run the file: {reason}"

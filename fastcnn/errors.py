@@ -15,12 +15,24 @@ class RequestError(FastcnnError, ValueError):
     """The request itself was wrong: nothing was computed and nothing was written."""
 
 
+# Of difflib's ratio. Names of other architectures reach 0.6 (shufflenet and alexnet); a typing error in six letters leaves 0.8.
+_ALIKE = 0.65
+
+
+def _nearest(name: str, known: list[str]) -> list[str]:
+    """Those that are spelled like `name`, the most alike first, or begin like it; whatever the capitals."""
+    spelled = {one.lower(): one for one in known}
+    alike = [spelled[one] for one in difflib.get_close_matches(name.lower(), spelled, n=4, cutoff=_ALIKE)]
+    begun = [one for one in known if len(name) > 2 and one.lower().startswith(name.lower())]
+    return list(dict.fromkeys([*alike, *begun]))[:4]
+
+
 class UnknownNameError(RequestError):
     """A name that no table holds; the text lists the nearest ones."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         known = list(known)
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+        near = _nearest(name, known)
         suggestion = f"did you mean {' or '.join(near)}?" if near else (hint or f"known: {', '.join(known)}")
         super().__init__(f"unknown {kind} {name!r}: {suggestion}")
         self.name = name

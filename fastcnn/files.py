@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastcnn.errors import RequestError
+from fastcnn.errors import FastcnnError, RequestError
 
 _DRAFT = ".part"
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, suffix: str | None = None) -> Iterator[Path]:
     """Gives a temporary path beside `path` with its suffix, and moves what was written there into place if the block ends well.
+
+    Args:
+        suffix: of the temporary path instead, for what reads the file before it is in place and goes by its suffix.
 
     Raises RequestError if the folder cannot be written to.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{_DRAFT}{path.suffix}")
+    suffix = path.suffix if suffix is None else suffix
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{_DRAFT}{suffix}")
     try:
         # Not mkstemp, which makes the file private: this one gets the mode that the umask leaves, as any file that a program creates.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -33,10 +38,27 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(mode)  # some writers, safetensors among them, put a private file of their own in its place
         temporary.replace(path)
-    except OSError as error:
-        raise RequestError(f"{path} cannot be written: {error.strerror or error}") from error
+    except FastcnnError:
+        raise
+    except Exception as error:
+        reason = _write_failure(error, temporary)
+        if reason is None:
+            raise
+        raise RequestError(f"{path} cannot be written: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_failure(error: Exception, temporary: Path) -> str | None:
+    """Why the system did not take the bytes of `temporary`, if that is what `error` says."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error) if error.filename in (None, str(temporary), temporary) else None
+    # safetensors and PyTorch write past Python, and wrap what the system said in errors of their own.
+    text = str(error)
+    number = re.search(r"\(os error (\d+)\)", text)
+    if number is not None:
+        return os.strerror(int(number[1]))
+    return "PyTorch could not write all of it; is the disk full?" if "inline_container.cc" in text else None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,10 +75,12 @@ def check_target(path: Path, force: bool, option: str = "") -> Path:
         option: of the command line, that named the file.
 
     Raises:
-        RequestError: it is a folder, exists without `force`, or its folder is missing or cannot be written to.
+        RequestError: it is a folder, a device or a pipe, exists without `force`, or its folder is missing or cannot be written to.
     """
     if path.is_dir():
         raise RequestError(f"{path} is a folder: give {option + ' ' if option else ''}the name of a file")
+    if path.exists() and not path.is_file():
+        raise RequestError(f"{path} is a device or a pipe: give {option + ' ' if option else ''}the name of a file")
     if path.exists() and not force:
         raise RequestError(f"{path} exists: --force (force=True) overwrites it" + (f", or give {option} another name" if option else ""))
     if not path.parent.is_dir():

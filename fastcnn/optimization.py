@@ -6,19 +6,21 @@ import functools
 import logging
 import statistics
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from fastcnn.engines import BACKENDS, available_backends, get_engine
+from fastcnn.engines import available_backends, get_engine
 from fastcnn.engines.base import Engine
-from fastcnn.errors import BackendError, ParityError, RequestError
+from fastcnn.errors import BackendError, FastcnnError, RequestError
 from fastcnn.graph.capture import capture
 from fastcnn.graph.passes import run_passes
-from fastcnn.graph.plan import Candidate
-from fastcnn.optimized_module import OptimizedModule, Source
+from fastcnn.graph.plan import BackendTiming
+from fastcnn.optimized_module import ModuleSource, OptimizedModule
 from fastcnn.parity import Expected, compare, expect, flatten
 from fastcnn.precision import exact_float32
+from fastcnn.target import Target
 
 log = logging.getLogger(__name__)
 
@@ -66,27 +68,26 @@ class Builder:
         if dtype is not None and dtype not in _DTYPES:
             raise RequestError(f"dtype {dtype} is not one of {', '.join(map(str, _DTYPES))}")
         self.captured = capture(model, example)
-        self.captured.allow_tf32 = allow_tf32
-        self.model, self.example, self.dtype, self.check = model, example, dtype or example.dtype, check
+        self.target = Target(example.device, dtype or example.dtype, example.shape[0], allow_tf32)
+        self.model, self.example, self.check = model, example, check
         self._state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-        self._sources: dict[tuple[str, ...], Source] = {}
+        self._sources: dict[tuple[str, ...], ModuleSource] = {}
         self._artifacts: dict[tuple[str, ...], bytes] = {}
 
-    @property
-    def _tf32(self) -> bool:
-        return self.captured.allow_tf32 and self.dtype == torch.float32
-
-    def why_not(self, engine: Engine) -> str | None:
-        return engine.unsupported(self.example.device, self.dtype)
-
     def build(self, engine: Engine) -> OptimizedModule:
-        reason = self.why_not(engine)
+        """The module that runs on `engine`, held against the reference where the builder checks.
+
+        Raises:
+            BackendError: the engine cannot run on this device, in this dtype, or not this graph.
+            ParityError: the result does not compute the same function.
+        """
+        reason = engine.unsupported(self.target)
         if reason:
             raise BackendError(f"backend {engine.name!r}: {reason}")
         passes = tuple(engine.passes)
         source = self._source(passes)
         # The float32 model of one runtime serves the other.
-        lowered = engine.lower(source.graph, self.dtype, self._artifacts.get(passes) if self.dtype == torch.float32 else None)
+        lowered = engine.lower(source.graph, self.target, self._artifacts.get(passes) if self.target.dtype == torch.float32 else None)
         if lowered.artifact is not None:
             self._artifacts[passes] = lowered.artifact
         module = OptimizedModule(source, engine, lowered)
@@ -94,22 +95,24 @@ class Builder:
             self._require_parity(module)
         return module
 
-    def _source(self, passes: tuple[str, ...]) -> Source:
+    def _source(self, passes: tuple[str, ...]) -> ModuleSource:
         if passes not in self._sources:
             graph, reports = run_passes(self.captured, passes)
-            graph.cast_constants(self.dtype)
-            self._sources[passes] = Source(graph, reports, self._state)
+            graph.cast_constants(self.target.dtype)
+            self._sources[passes] = ModuleSource(graph, self.target, reports, self._state)
         return self._sources[passes]
 
     @functools.cached_property
     def _expected(self) -> Expected:
         # One picture too: models and runtimes treat a batch of one apart.
-        return expect(self.model, self.example, [(0, size) for size in sorted({1, self.example.shape[0]})], dtype=self.dtype, tf32=self._tf32)
+        return expect(
+            self.model, self.example, [(0, size) for size in sorted({1, self.example.shape[0]})], dtype=self.target.dtype, tf32=self.target.tf32
+        )
 
     def _require_parity(self, module: OptimizedModule) -> None:
         with exact_float32(), torch.no_grad():
             # The output has the input's dtype, which must not round what was computed in a wider one.
-            pictures = self.example.to(torch.promote_types(self.example.dtype, self.dtype))
+            pictures = self.example.to(torch.promote_types(self.example.dtype, self.target.dtype))
             # The largest first: an engine that plans its memory then need not plan it again for each.
             ordered = sorted(self._expected.slices, key=lambda bounds: bounds[0] - bounds[1])
             outputs = {bounds: flatten(module(pictures[slice(*bounds)])) for bounds in ordered}
@@ -119,29 +122,36 @@ class Builder:
 def _fastest(builder: Builder) -> OptimizedModule:
     """Build with every engine that can run, time them in turns, keep the fastest; the choice is in the log and in the plan."""
     built: dict[str, OptimizedModule] = {}
-    refused: list[Candidate] = []
-    absent = available_backends()
-    for name in BACKENDS:
-        reason = absent[name] or get_engine(name).unfit_for_auto() or builder.why_not(get_engine(name))
+    left_out: list[BackendTiming] = []
+    for name, reason in available_backends().items():
+        if reason is None:
+            engine = get_engine(name)
+            reason = engine.unfit_for_auto() or engine.unsupported(builder.target)
         if reason is None:
             try:
-                built[name] = builder.build(get_engine(name))
+                module = builder.build(engine)
+                module(builder.example)  # also where nothing was checked: what cannot run is not timed
+                built[name] = module
                 continue
-            except (RequestError, ParityError) as error:
+            except FastcnnError as error:
                 reason = str(error)
-        refused.append(Candidate(name, None, reason))
+            except Exception as error:  # whatever a runtime raises: the others still run
+                log.debug("auto: %s broke", name, exc_info=True)
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        left_out.append(BackendTiming(name, None, reason))
     if not built:
-        raise BackendError("no backend can run this model: " + "; ".join(f"{candidate.backend}: {candidate.why}" for candidate in refused))
+        raise BackendError("no backend can run this model: " + "; ".join(f"{timing.backend}: {timing.why}" for timing in left_out))
     times = time_in_turns(built, builder.example)
     best = min(times, key=times.__getitem__)
     timed = [
-        Candidate(name, seconds * 1e3, "the fastest" if name == best else f"{seconds / times[best]:.2f}× the time of {best}")
+        BackendTiming(name, seconds * 1e3, "the fastest" if name == best else f"{seconds / times[best]:.2f}× the time of {best}")
         for name, seconds in sorted(times.items(), key=lambda item: item[1])
     ]
-    for candidate in (*timed, *refused):
-        log.info("auto: %s: %s (%s)", candidate.backend, f"{candidate.milliseconds:.2f} ms" if candidate.milliseconds else "left out", candidate.why)
-    built[best].source.choice = (*timed, *refused)
-    return built[best]
+    for timing in (*timed, *left_out):
+        log.info("auto: %s: %s (%s)", timing.backend, f"{timing.milliseconds:.2f} ms" if timing.milliseconds else "left out", timing.why)
+    fastest = built[best]
+    # A source of its own: backends with the same passes share theirs, and what was measured belongs to this module.
+    return OptimizedModule(replace(fastest.source, choice=(*timed, *left_out)), fastest.engine, fastest.lowered)
 
 
 def time_in_turns(modules: dict[str, OptimizedModule], example: Tensor) -> dict[str, float]:

@@ -13,7 +13,8 @@ from fastcnn.engines.base import Engine, Lowered
 from fastcnn.errors import InputError, RequestError
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.output_structure import packer
-from fastcnn.graph.plan import Candidate, PassReport, Plan
+from fastcnn.graph.plan import BackendTiming, PassReport, Plan
+from fastcnn.target import Target
 
 log = logging.getLogger(__name__)
 
@@ -21,53 +22,56 @@ log = logging.getLogger(__name__)
 _LARGEST_ORDINARY_INPUT = 1e10
 
 
-@dataclass
-class Source:
+@dataclass(frozen=True)
+class ModuleSource:
     """What an optimized module was made from.
 
     Attributes:
-        graph: the passed graph, constants in the module's dtype.
+        graph: the passed graph, constants in the target's dtype and on its device.
+        target: what it was lowered for.
         passes: what the passes did.
         state_dict: tensors of the reference under their original names, on the CPU.
         choice: what `auto` measured.
     """
 
     graph: CapturedGraph
+    target: Target
     passes: tuple[PassReport, ...]
     state_dict: dict[str, Tensor]
-    choice: tuple[Candidate, ...] = ()
+    choice: tuple[BackendTiming, ...] = ()
 
 
 class OptimizedModule(nn.Module):
     """A drop-in replacement for the reference in deployment code: same input, same outputs, in the dtype of the input.
 
-    Takes any batch size, an empty one too. Calls are thread-safe. Inference only, and its device and dtype are fixed: `optimize` again for others.
+    Takes any batch size, an empty one too. Calls are thread-safe; where PyTorch itself computes float32 on a GPU, those of modules that differ in
+    `allow_tf32` take turns (see `fastcnn.precision.float32_products`). Inference only, and its device and dtype are fixed:
+    `optimize` again for others.
     A batch that holds NaN, an infinity or a value beyond 1e10 runs on PyTorch's plain operations where the engine would lose them, and says so once.
     """
 
-    def __init__(self, source: Source, engine: Engine, lowered: Lowered) -> None:
+    def __init__(self, source: ModuleSource, engine: Engine, lowered: Lowered) -> None:
         super().__init__()
-        self.source, self.lowered, self._engine = source, lowered, engine
+        self.source, self.engine, self.lowered = source, engine, lowered
         self._pack = packer(source.graph.output_spec)
         self._plan: Plan | None = None
         self._warned = False
-        self._device = next((tensor.device for tensor in source.graph.constants().values()), torch.device("cpu"))
         self.training = False
 
     @property
     def backend(self) -> str:
         """Name of the engine that runs the module."""
-        return self._engine.name
+        return self.engine.name
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that weights are stored in and the engine was asked to compute in."""
-        return self.source.graph.input_dtype
+        return self.source.target.dtype
 
     @property
     def allow_tf32(self) -> bool:
         """Whether float32 products may round their operands to 10 bits of mantissa on a GPU."""
-        return self.source.graph.allow_tf32
+        return self.source.target.allow_tf32
 
     @property
     def info(self) -> dict[str, Any]:
@@ -104,8 +108,8 @@ class OptimizedModule(nn.Module):
         if x.dim() != len(expected) or any(want is not None and want != got for want, got in zip(expected, x.shape, strict=False)):
             want = "×".join("N" if size is None else str(size) for size in expected)
             raise InputError(f"expected an input of {want}, got {'×'.join(map(str, x.shape))}")
-        if x.device != self._device:
-            raise InputError(f"the module is on {self._device}, the input on {x.device}")
+        if x.device != self.source.target.device:
+            raise InputError(f"the module is on {self.source.target.device}, the input on {x.device}")
 
     def _is_ordinary(self, value: Tensor) -> bool:
         if value.shape[0] == 0:

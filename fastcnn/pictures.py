@@ -6,6 +6,7 @@ import contextlib
 import functools
 import glob
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -100,6 +101,8 @@ def open_picture(path: str) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for somebody who writes to it
+            raise PictureError("not a file, but a device or a pipe")
         with Image.open(path, formats=_formats()) as image:
             image.load()
             return image
@@ -107,6 +110,8 @@ def open_picture(path: str) -> Image:
         raise PictureError("not a picture, or of a format that is not read") from error
     except OSError as error:
         raise PictureError(_reason(error.strerror or error)) from error
+    except PictureError:
+        raise
     except Exception as error:  # the decoders raise whatever a damaged file makes them stumble over
         raise PictureError(_reason(error)) from error
 

@@ -20,7 +20,8 @@ from fastcnn.errors import BackendError, FileFormatError, RequestError
 from fastcnn.files import check_target, replacing
 from fastcnn.graph.plan import Plan
 from fastcnn.graph.serialization import graph_from_json, graph_to_json
-from fastcnn.optimized_module import OptimizedModule, Source
+from fastcnn.optimized_module import ModuleSource, OptimizedModule
+from fastcnn.target import Target
 
 _FORMAT = 1
 # One entry: safetensors writes several in random order.
@@ -46,7 +47,8 @@ def save(module: OptimizedModule, path: str | Path, *, force: bool = False) -> P
         "format": _FORMAT,
         "version": __version__,
         "backend": module.backend,
-        "graph": graph,
+        # The target in its parts among the graph's entries, where the first release had them: each reads the other's files.
+        "graph": graph | {"usual_batch": source.target.usual_batch, "allow_tf32": source.target.allow_tf32},
         "constants": store.put_all(source.graph.constants()),
         "state_dict": store.put_all(source.state_dict),
         "plan": Plan(module.backend, (), source.passes, source.choice).to_dict(),
@@ -80,10 +82,10 @@ def load(path: str | Path, *, backend: str | None = None, device: str | torch.de
         raise
     except (KeyError, TypeError, ValueError, AttributeError, SyntaxError) as error:
         raise FileFormatError(f"{path} does not hold what fastcnn.save writes: {type(error).__name__}: {error}") from error
-    reason = engine.unsupported(device, source.graph.input_dtype)
+    reason = engine.unsupported(source.target)
     if reason:
         raise BackendError(f"backend {name!r}: {reason}")
-    return OptimizedModule(source, engine, engine.lower(source.graph, source.graph.input_dtype, artifact if name == header["backend"] else None))
+    return OptimizedModule(source, engine, engine.lower(source.graph, source.target, artifact if name == header["backend"] else None))
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -93,17 +95,21 @@ def _device(name: str | torch.device) -> torch.device:
         raise RequestError(f"there is no device {name!r}; devices are named cpu, cuda, cuda:1 and so on") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RequestError(f"the module cannot be loaded to {device}: PyTorch finds no CUDA device here")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())  # as the tensors there call it
     return device
 
 
-def _restore(header: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> tuple[Source, bytes | None]:
+def _restore(header: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> tuple[ModuleSource, bytes | None]:
     get = _Getter(tensors)
     # Copies: where a tensor starts in the file depends on the length of the header, and libraries sum in another order where it is not aligned.
     graph = graph_from_json(header["graph"], {name: get(key).to(device, copy=True) for name, key in header["constants"].items()})
     saved = Plan.from_dict(header["plan"])
     # Copies again: entries of equal content, and the graph's constants, must not become one tensor in a model that takes the state dict over.
     state_dict = {name: get(key).clone() for name, key in header["state_dict"].items()}
-    return Source(graph, saved.passes, state_dict, saved.choice), _load_artifact(get, header["artifact"])
+    # Files of the first release do not say whether TF32 is allowed.
+    target = Target(device, graph.input_dtype, header["graph"]["usual_batch"], header["graph"].get("allow_tf32", False))
+    return ModuleSource(graph, target, saved.passes, state_dict, saved.choice), _load_artifact(get, header["artifact"])
 
 
 class _Store:

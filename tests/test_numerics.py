@@ -57,7 +57,7 @@ def check(model: nn.Module, x: Tensor, backends: Sequence[str]) -> None:
             # OpenVINO's convolutions err up to twice as much as eager PyTorch's on the plain graph too: that is not the passes' doing.
             plain = capture(model, x)
             plain.cast_constants(torch.float32)
-            allowed = 1.5 * relative_error(get_engine(backend).lower(plain, torch.float32).run(x)[0], truth)
+            allowed = 1.5 * relative_error(get_engine(backend).lower(plain, builder.target).run(x)[0], truth)
         assert error <= allowed, f"{backend}: {error:.3g}, at most {allowed:.3g}; eager float32: {eager:.3g}"
 
 

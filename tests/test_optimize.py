@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fastcnn.engines import BACKENDS, available_backends
 from fastcnn.engines.openvino_engine import OpenVinoEngine
 from fastcnn.engines.torch_engine import TorchEngine
 from fastcnn.errors import BackendError, CaptureError, InputError, ParityError, RequestError, UnknownNameError
+from fastcnn.target import Target
 
 IMAGE = images(2, 3, 8, 8)
 AVAILABLE = tuple(name for name in CPU_BACKENDS if available_backends()[name] is None)
@@ -55,8 +57,8 @@ def test_auto_keeps_the_fastest_and_says_so(fastest, monkeypatch, caplog):
 def test_auto_leaves_out_a_backend_that_fails_parity(monkeypatch):
     lower = TorchEngine.lower
 
-    def wrong(self, captured, dtype, artifact=None):
-        lowered = lower(self, captured, dtype, artifact)
+    def wrong(self, captured, target, artifact=None):
+        lowered = lower(self, captured, target, artifact)
         run = lowered.run
         lowered.run = lambda x: [output * 1.001 for output in run(x)]
         return lowered
@@ -95,7 +97,7 @@ def test_auto_with_one_backend_unavailable(monkeypatch):
 
 
 def test_auto_with_a_runtime_that_breaks(monkeypatch):
-    def broken(self, captured, dtype, artifact=None):
+    def broken(self, captured, target, artifact=None):
         raise BackendError("OpenVINO cannot compile the model: no such layer")
 
     monkeypatch.setattr(OpenVinoEngine, "unavailable", lambda self: None)
@@ -106,12 +108,54 @@ def test_auto_with_a_runtime_that_breaks(monkeypatch):
     assert why["openvino"] == "OpenVINO cannot compile the model: no such layer"
 
 
+@pytest.mark.parametrize("when", ["lowered", "called"])
+def test_auto_leaves_out_a_backend_that_raises_what_we_do_not_know(when, monkeypatch):
+    lower = TorchEngine.lower
+
+    def broken(*_):
+        raise RuntimeError("CUDA driver error:\n  device lost")
+
+    def late(self, captured, target, artifact=None):
+        return replace(lower(self, captured, target, artifact), run=broken)
+
+    monkeypatch.setattr(OpenVinoEngine, "unavailable", lambda self: None)
+    monkeypatch.setattr(OpenVinoEngine, "lower", broken if when == "lowered" else late)
+    _times(monkeypatch, torch=1.0)
+    module = fastcnn.optimize(_model(), IMAGE, check=False)
+
+    assert module.backend == "torch"
+    assert {timing.backend: timing.why for timing in module.plan.choice}["openvino"] == "RuntimeError: CUDA driver error: device lost"
+    with pytest.raises(RuntimeError, match="device lost"):
+        fastcnn.optimize(_model(), IMAGE, backend="openvino")
+
+
+def test_an_interrupt_ends_auto(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TorchEngine, "lower", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fastcnn.optimize(_model(), IMAGE)
+
+
 def test_auto_with_no_backend_left(monkeypatch):
     for name in BACKENDS:
-        monkeypatch.setattr(type(engines._load(name)), "unsupported", lambda self, device, dtype: "not today")
+        monkeypatch.setattr(type(engines._load(name)), "unsupported", lambda self, target: "not today")
 
     with pytest.raises(BackendError, match=r"no backend can run this model: torch: not today; triton: .*; onnxruntime: not today"):
         fastcnn.optimize(_model(), IMAGE)
+
+
+def test_what_auto_measured_stays_with_the_module_that_it_returned(monkeypatch):
+    """Backends with the same passes are made from one graph."""
+    built = []
+    build = optimization.Builder.build
+    monkeypatch.setattr(optimization.Builder, "build", lambda self, engine: built.append(build(self, engine)) or built[-1])
+    _times(monkeypatch, torch=1.0)
+    module = fastcnn.optimize(_model(), IMAGE)
+
+    assert len(module.plan.choice) == len(BACKENDS)
+    assert [other.plan.choice for other in built] == [()] * len(built)
 
 
 def test_timing_in_turns_calls_every_module():
@@ -160,7 +204,7 @@ def test_operation_without_onnx_operators():
 def test_dtypes(backend, dtype):
     model = fastcnn.create_model("residual_mnist")
     x = images(2, 1, 28, 28)
-    reason = engines.get_engine(backend).unsupported(x.device, dtype)
+    reason = engines.get_engine(backend).unsupported(Target(x.device, dtype))
     if reason:
         with pytest.raises(BackendError, match=f"backend '{backend}': "):
             fastcnn.optimize(model, x, dtype=dtype, backend=backend)

@@ -125,6 +125,15 @@ def test_choice_of_auto_is_kept(tmp_path):
     assert fastcnn.load(fastcnn.save(module, tmp_path / "model.fastcnn")).plan.choice == module.plan.choice
 
 
+def test_the_target_is_kept_and_files_of_the_first_release_load(saved, tmp_path):
+    module = _optimize(allow_tf32=True)
+    assert fastcnn.load(fastcnn.save(module, tmp_path / "tf32.fastcnn")).source.target == module.source.target
+
+    _rewrite(saved, lambda description: description["graph"].pop("allow_tf32"))
+    target = fastcnn.load(saved).source.target
+    assert (target.usual_batch, target.allow_tf32, target.dtype) == (len(IMAGE), False, torch.float32)
+
+
 def test_fresh_process_needs_no_model_code(saved, tmp_path):
     inputs, outputs = tmp_path / "inputs.safetensors", tmp_path / "outputs.safetensors"
     safetensors.torch.save_file({"x": IMAGE}, inputs)

@@ -85,8 +85,7 @@ class EngineRung(Rung):
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
         """Builds the engine. Raises BackendError where it fused nothing."""
-        engine = TorchEngine()
-        engine.passes = self.passes
+        engine = TorchEngine(self.passes)
         tf32 = subject.precision is Precision.tf32
         # The benchmark checks every row itself.
         module = Builder(subject.model, example, allow_tf32=tf32, check=False).build(engine)

@@ -30,6 +30,7 @@ from fastcnn.graph.capture import capture
 from fastcnn.graph.passes import run_passes
 from fastcnn.models.registry import model_spec
 from fastcnn.precision import Precision
+from fastcnn.target import Target
 
 SCHEMA = "fastcnn-layers/1"
 
@@ -147,11 +148,10 @@ def _problems(model: str, batch: int, precision: Precision, device: torch.device
     """The different convolutions of a model, with the weights of the first that is each, and the names of all."""
     example = torch.rand(batch, *model_spec(model).input_size, dtype=precision.dtype, device=device)
     captured = capture(model_under_test(model).to(device, precision.dtype), example)
-    captured.allow_tf32 = precision is Precision.tf32
     options = TritonOptions(tuning_seconds=0, use_cache=False, grouped="never")
     passed, _ = run_passes(captured, [*TritonEngine(options).passes, "merge_sibling_projections", "fuse_convolution_epilogue"])
     passed.cast_constants(precision.dtype)
-    network = build_network(passed)
+    network = build_network(passed, Target(device, precision.dtype, batch, allow_tf32=precision is Precision.tf32))
     weights = {step: ConvWeights(step) for step in network.convolutions}
     program = Program(network, batch, precision.dtype, Chooser(device, options, ChoiceStore(device, on_disk=False)), weights)
     found: dict[str, tuple[ConvProblem, ConvolutionStep, list[str]]] = {}

@@ -6,11 +6,13 @@ import sys
 
 
 def main() -> None:
-    """Run the command line on `sys.argv` and leave with one of the exit codes of `fastcnn.cli.app`."""
+    """Run the command line on `sys.argv` and leave with one of the exit codes of `fastcnn.cli.exit_codes`."""
     try:
         from fastcnn.cli.app import app
 
         app()
     except KeyboardInterrupt:  # during the import above; a running command is handled in `fastcnn.cli.app`
+        from fastcnn.cli.exit_codes import INTERRUPTED
+
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

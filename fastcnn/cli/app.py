@@ -1,13 +1,6 @@
 """The typer application: every command by name, and what an exception becomes.
 
-Exit codes
-    0    done
-    1    a check failed: the result does not compute what its reference computes (`ParityError`, a `verify` that did not pass)
-    2    the request could not be met: unknown name or option, a file or folder that cannot be read or written
-    3    a defect of fastcnn itself; `--debug` shows the traceback
-    130  interrupted with Ctrl-C
-    141  the reader of the output went away, as in `fastcnn list | head -1`
-
+The exit codes are those of `fastcnn.cli.exit_codes`.
 Modules under `fastcnn.cli` import neither torch nor rich at their top: `fastcnn --help` must answer at once.
 """
 
@@ -16,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -28,6 +22,8 @@ from fastcnn.cli import output
 from fastcnn.cli.bench.results import commands as bench_commands
 from fastcnn.cli.env import env
 from fastcnn.cli.evaluate import evaluate
+from fastcnn.cli.examples import examples
+from fastcnn.cli.exit_codes import BAD_REQUEST, BROKEN_PIPE, CHECK_FAILED, DEFECT, DONE, INTERRUPTED
 from fastcnn.cli.export import export
 from fastcnn.cli.info import info
 from fastcnn.cli.list_models import list_models
@@ -35,12 +31,6 @@ from fastcnn.cli.predict import predict
 from fastcnn.cli.train import train
 from fastcnn.cli.verify import verify
 from fastcnn.errors import FastcnnError, ParityError
-
-CHECK_FAILED = 1
-BAD_REQUEST = 2
-DEFECT = 3
-INTERRUPTED = 130
-BROKEN_PIPE = 141
 
 # What click calls ClickException: some releases of typer take it from click, others carry a copy of their own.
 _ClickException: type[BaseException] = typer.BadParameter.__mro__[2]
@@ -68,7 +58,7 @@ class CommandLine(TyperGroup):
             sys.exit(BAD_REQUEST)
         if not standalone_mode:
             return code
-        sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(code if isinstance(code, int) else DONE)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -91,6 +81,7 @@ class CommandLine(TyperGroup):
 
 def _usage_error(problem: BaseException) -> int:
     message = " ".join(problem.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+    message = message.replace(": Value error, ", ": ")  # some releases of typer let through what pydantic puts before a reason
     context = getattr(problem, "ctx", None)
     hint = f" (see {context.command_path} --help)" if context is not None else ""
     output.error(message[:1].lower() + message[1:] + hint)
@@ -103,8 +94,11 @@ def _report(problem: Exception) -> int:
         output.error(str(problem))
         return CHECK_FAILED if isinstance(problem, ParityError) else BAD_REQUEST
     if isinstance(problem, OSError) and problem.strerror:
-        where = f": {problem.filename}" if problem.filename else ""
-        output.error(f"{problem.strerror[:1].lower()}{problem.strerror[1:]}{where}")
+        # What fastcnn writes to a file of the user's names the file: fastcnn.files.
+        where = problem.filename or f"standard output, or a temporary file in {tempfile.gettempdir()}"
+        output.error(f"{problem.strerror[:1].lower()}{problem.strerror[1:]}: {where}")
+        if problem.filename is None:
+            _drop_stdout()
         return BAD_REQUEST
     text = " ".join(str(problem).split())
     output.error(f"fastcnn failed: {type(problem).__name__}: {text} (a defect in fastcnn; `fastcnn --debug …` shows the traceback)")
@@ -112,7 +106,7 @@ def _report(problem: Exception) -> int:
 
 
 def _drop_stdout() -> None:
-    """Python flushes stdout once more when it ends, and would complain about the closed pipe."""
+    """Python flushes stdout once more when it ends, and would complain about the closed pipe or the full disk."""
     with contextlib.suppress(OSError, ValueError):  # stdout may be no file at all
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -127,7 +121,7 @@ app = typer.Typer(
     name="fastcnn",
     cls=CommandLine,
     help="Takes a CNN in PyTorch and gives back the fastest thing that provably computes the same function.",
-    epilog="Exit codes: 0 done, 1 a check failed, 2 the request could not be met, 3 a defect in fastcnn. NO_COLOR is honoured.",
+    epilog=examples("", "Exit codes: 0 done, 1 a check failed, 2 the request could not be met, 3 a defect in fastcnn. NO_COLOR is honoured."),
     rich_markup_mode=None,  # rich's import would double the time that --help takes
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -137,7 +131,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def root(
     ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and leave.")] = False,
     debug: Annotated[bool, typer.Option("--debug", envvar="FASTCNN_DEBUG", help="Show debug logs, and the traceback of an error.")] = False,
 ) -> None:
     output.set_up_streams(debug)
@@ -145,12 +139,12 @@ def root(
         typer.echo(ctx.get_help())
 
 
-app.command("list", short_help="List the models.")(list_models)
-app.command("info", short_help="Show a model's layers, and what is fused.")(info)
-app.command("export", short_help="Write a model to a file and check the file.")(export)
-app.command("predict", short_help="Say what is on pictures.")(predict)
-app.command("verify", short_help="Check an exported file again.")(verify)
+app.command("list", short_help="List the models.", epilog=examples("list"))(list_models)
+app.command("info", short_help="Show a model's layers, and what is fused.", epilog=examples("info"))(info)
+app.command("export", short_help="Write a model to a file and check the file.", epilog=examples("export"))(export)
+app.command("predict", short_help="Say what is on pictures.", epilog=examples("predict"))(predict)
+app.command("verify", short_help="Check an exported file again.", epilog=examples("verify"))(verify)
 app.add_typer(bench_commands, name="bench", short_help="Time models beside other runtimes.")
-app.command("train", short_help="Train a model on a dataset.")(train)
-app.command("evaluate", short_help="Count right answers on a dataset.")(evaluate)
-app.command("env", short_help="Show versions, devices and runtimes.")(env)
+app.command("train", short_help="Train a model on a dataset.", epilog=examples("train"))(train)
+app.command("evaluate", short_help="Count right answers on a dataset.", epilog=examples("evaluate"))(evaluate)
+app.command("env", short_help="Show versions, devices and runtimes.", epilog=examples("env"))(env)

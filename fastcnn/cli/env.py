@@ -11,6 +11,8 @@ from fastcnn import __version__
 from fastcnn.cli import output
 from fastcnn.cli.options import Json
 from fastcnn.cores import usable_cores
+from fastcnn.errors import BackendError
+from fastcnn.runtimes.onnxruntime import import_onnxruntime
 
 # Distributions that a report of a problem should name; the first one found of a group stands for it.
 _DISTRIBUTIONS = {
@@ -54,7 +56,7 @@ def _facts() -> dict[str, Any]:
             "torch_threads": torch.get_num_threads(),
         },
         "cuda": _cuda(),
-        "backends": available_backends(),
+        "backends": {name: {"available": why is None, "reason": why} for name, why in available_backends().items()},
         "onnxruntime_providers": _providers(),
         "caches": {"torchvision weights": os.path.join(torch.hub.get_dir(), "checkpoints"), "measured choices": str(cache_folder())},
     }
@@ -95,10 +97,9 @@ def _cuda() -> dict[str, Any]:
 
 def _providers() -> list[str]:
     try:
-        import onnxruntime
-    except ImportError:
+        return list(import_onnxruntime().get_available_providers())
+    except BackendError:
         return []
-    return list(onnxruntime.get_available_providers())
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -113,7 +114,10 @@ def _print(facts: dict[str, Any]) -> None:
             "platform": facts["platform"],
             "cpu": f"{cpu['model']}, {cpu['cores']} cores, {cpu['isa']}, {cpu['torch_threads']} threads",
             "cuda": "; ".join(devices) or f"none: {cuda['why']}",
-            **{f"backend {name}": "can run" if why is None else f"cannot run: {why}" for name, why in facts["backends"].items()},
+            **{
+                f"backend {name}": "can run" if backend["available"] else f"cannot run: {backend['reason']}"
+                for name, backend in facts["backends"].items()
+            },
             "onnxruntime built with": ", ".join(facts["onnxruntime_providers"]) or "none",
             **{f"cache of {name}": folder for name, folder in facts["caches"].items()},
         }

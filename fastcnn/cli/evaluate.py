@@ -10,8 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastcnn.cli import output
-from fastcnn.cli.options import Json, complete_model
-from fastcnn.cli.train import DataOption, DatasetOption, DownloadOption, ThreadsOption, WorkersOption, default_workers
+from fastcnn.cli.exit_codes import CHECK_FAILED
+from fastcnn.cli.options import (
+    DataFolder,
+    Dataset,
+    Download,
+    Force,
+    Json,
+    Seed,
+    Threads,
+    Weights,
+    Workers,
+    complete_model,
+    default_workers,
+    own_spelling,
+)
+from fastcnn.cli.progress import progress_bar
 from fastcnn.errors import RequestError
 from fastcnn.files import check_target
 
@@ -20,8 +34,6 @@ if TYPE_CHECKING:
     from fastcnn.evaluation.evaluator import Evaluation
     from fastcnn.evaluation.metrics import Metrics
     from fastcnn.preprocessing import Preprocessing
-
-CHECK_FAILED = 1
 
 _SHEET_PICTURES = 64
 
@@ -33,8 +45,8 @@ class Split(StrEnum):
 
 
 def evaluate(
-    dataset: DatasetOption,
-    data: DataOption,
+    dataset: Dataset,
+    data: DataFolder,
     sources: Annotated[
         list[str] | None,
         typer.Argument(
@@ -42,12 +54,11 @@ def evaluate(
             help="A model's name, a weight file of `fastcnn train`, or a file of `fastcnn export` or fastcnn.save. An @ and a backend may follow, "
             "as in simple_cnn@onnxruntime.",
             autocompletion=complete_model,
+            callback=own_spelling,
         ),
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(metavar="W", help="Of models named: a file, or a weights name such as mnist.  [default: seeded random weights]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="The seed of random weights.  [default: 0]")] = None,
+    weights: Weights = None,
+    seed: Seed = None,
     backend: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="What runs a source that names none itself.  [default: a model runs as it is, a file in its runtime]"),
@@ -58,15 +69,15 @@ def evaluate(
     sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="Of --compare: draw the pictures on which they disagree, as PNG.")] = None,
     confusion: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the confusion matrix, as PNG.")] = None,
     min_top1: Annotated[float | None, typer.Option(min=0, max=1, metavar="X", help="Exit code 1 if the top-1 accuracy is below X.")] = None,
-    split: Annotated[Split, typer.Option(help="Which part of the dataset.")] = Split.test,
+    split: Annotated[Split, typer.Option(case_sensitive=False, help="Which part of the dataset.")] = Split.test,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Take N pictures only, evenly spaced.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Pictures that run at once.  [default: 250, fewer of large pictures]")
     ] = None,
-    threads: ThreadsOption = None,
-    workers: WorkersOption = None,
-    download: DownloadOption = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite existing pictures.")] = False,
+    threads: Threads = None,
+    workers: Workers = None,
+    download: Download = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Count the answers of models and files on a labelled dataset, through the preprocessing of each."""
@@ -93,7 +104,7 @@ def evaluate(
             if predictor.preprocessing not in opened:
                 opened[predictor.preprocessing] = _open(dataset.value, data, split.value, predictor.preprocessing, download)
         pictures = opened[predictor.preprocessing]
-        with output.progress_bar(name) as advance:
+        with progress_bar(name) as advance:
             results[name] = run(predictor, pictures, source=name, limit=limit, batch_size=batch_size, workers=decoders, progress=advance)
     pictures = next(iter(opened.values()))
     differing = None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TextIO
+
+from fastcnn.text import json_text, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +69,7 @@ def line(text: str, label: str = "", colour: str = "") -> None:
     """One line on stderr, after a label in colour."""
     if label:
         label = f"{colour}{label}:{_RESET} " if _coloured(sys.stderr) else f"{label}: "
-    print(f"{label}{text}", file=sys.stderr)
+    print(f"{label}{printable(text)}", file=sys.stderr)
 
 
 def error(text: str) -> None:
@@ -166,7 +167,7 @@ def _cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return str(value)
+    return printable(str(value))
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
@@ -177,7 +178,7 @@ def print_fields(fields: Mapping[str, object]) -> None:
     width = max((len(name) for name in shown), default=0)
     screen = console()
     for name, value in shown.items():
-        screen.print(Text.assemble((name.ljust(width), "bold"), "  ", str(value)), soft_wrap=True)
+        screen.print(Text.assemble((name.ljust(width), "bold"), "  ", printable(str(value))), soft_wrap=True)
 
 
 def passes(reports: Iterable[PassReport]) -> dict[str, str]:
@@ -196,7 +197,7 @@ def shape(sizes: Sequence[int | None]) -> str:
 
 def print_json(value: object) -> None:
     """The whole answer on stdout as one JSON document (RFC 8259: a NaN or an infinity becomes null)."""
-    print(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    print(json_text(plain(value), indent=2))
 
 
 def plain(value: Any) -> Any:
@@ -224,18 +225,3 @@ def working(what: str) -> Iterator[None]:
             stack.enter_context(console(stderr=True).status(what))
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         yield
-
-
-@contextlib.contextmanager
-def progress_bar(title: str) -> Iterator[Callable[..., None]]:
-    """Gives `advance(done, total, title)`, whose last argument may be left out: a bar on stderr where a person watches, nothing elsewhere."""
-    screen = console(stderr=True)
-    if not screen.is_terminal:
-        yield lambda done, total, what=title: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, redirect_stdout=False) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total, what=title: bar.update(task, completed=done, total=total, description=what)

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastcnn.cli import output
-from fastcnn.cli.options import complete_model
+from fastcnn.cli.exit_codes import CHECK_FAILED
+from fastcnn.cli.options import Force, Seed, Weights, complete_model, own_spelling
+from fastcnn.cli.progress import progress_bar
 from fastcnn.errors import RequestError
 from fastcnn.files import check_target
+from fastcnn.text import json_text
 
 if TYPE_CHECKING:
     from fastcnn.prediction.predictor import Predictor
     from fastcnn.prediction.run import Answer, Failure
-
-CHECK_FAILED = 1
 
 
 def predict(
@@ -28,16 +29,15 @@ def predict(
             metavar="FILE_OR_MODEL",
             help="A file of `fastcnn export`, fastcnn.save or `fastcnn train`, or a name that `fastcnn list` prints.",
             autocompletion=complete_model,
+            callback=own_spelling,
             show_default=False,
         ),
     ],
     pictures: Annotated[
         list[str], typer.Argument(metavar="IMAGE|DIR|GLOB …", help="Pictures, folders of pictures, or patterns in quotes.", show_default=False)
     ],
-    weights: Annotated[
-        str | None, typer.Option(metavar="W", help="Of a model: a weight file, or a weights name.  [default: seeded random weights]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="The seed of random weights.  [default: 0]")] = None,
+    weights: Weights = None,
+    seed: Seed = None,
     backend: Annotated[
         str | None,
         typer.Option(
@@ -58,7 +58,7 @@ def predict(
     quarantine: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the pictures without an answer, and why, as JSON lines.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    force: Force = False,
 ) -> None:
     """Say what is on pictures. Exit code 1 if a picture could not be read: the others are answered all the same."""
     _check_options(as_json, out, resume)
@@ -73,7 +73,7 @@ def predict(
     with output.working(f"loading {model}"):
         predictor = _load(model, weights, seed, backend, labels, preprocessing)
 
-    from fastcnn.prediction.answer_file import json_line, write_failures
+    from fastcnn.prediction.answer_file import write_failures
     from fastcnn.prediction.run import Answer
 
     answers: list[Answer] = []
@@ -81,12 +81,12 @@ def predict(
     start, earlier, results = _results(predictor, files, out, resume, batch_size=batch_size, top_k=top_k, workers=workers)
     for failure in earlier:
         _report(failure, failures)
-    with contextlib.closing(results), output.progress_bar("pictures") as advance:
+    with contextlib.closing(results), progress_bar("pictures") as advance:
         for number, result in enumerate(results, start=start + 1):
             if not isinstance(result, Answer):
                 _report(result, failures)
             elif as_json:
-                print(json_line(result.to_dict()))
+                print(json_text(result.to_dict()))
             elif out is None:
                 answers.append(result)
             advance(number, len(files))
@@ -112,7 +112,7 @@ def _check_options(as_json: bool, out: Path | None, resume: bool) -> None:
 def _load(model: str, weights: str | None, seed: int | None, backend: str | None, labels: Path | None, preprocessing: Path | None) -> Predictor:
     if weights is not None and seed is not None:
         raise RequestError("--seed makes random weights and --weights loads others: give one of them")
-    from fastcnn.export.request import read_labels
+    from fastcnn.export.options import read_labels
     from fastcnn.prediction.predictor import load_predictor
 
     predictor = load_predictor(

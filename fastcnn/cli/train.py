@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastcnn.cli import output
-from fastcnn.cli.options import Device, Json, Model
-from fastcnn.cores import usable_cores
+from fastcnn.cli.options import DataFolder, Dataset, Device, Download, Json, Model, Threads, Workers, default_workers
+from fastcnn.cli.progress import Advance, progress_bar
 from fastcnn.errors import RequestError
 
 if TYPE_CHECKING:
@@ -22,39 +20,15 @@ if TYPE_CHECKING:
     from fastcnn.training.trainer import TrainingResult
 
 
-class DatasetName(StrEnum):
-    mnist = "mnist"
-    fashion_mnist = "fashion-mnist"
-    cifar10 = "cifar10"
-    imagefolder = "imagefolder"
-
-
 class Schedule(StrEnum):
     constant = "constant"
     cosine = "cosine"
 
 
-DatasetOption = Annotated[DatasetName, typer.Option("--dataset", help="What to read.", show_default=False)]
-DataOption = Annotated[
-    Path,
-    typer.Option(
-        "--data",
-        metavar="DIR",
-        help="Where torchvision finds the dataset, or a folder with one folder of pictures per class (in train, val and test, or straight in it).",
-        show_default=False,
-    ),
-]
-DownloadOption = Annotated[bool, typer.Option("--download", help="Let torchvision fetch the dataset into DIR.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads.  [default: PyTorch's own count]")]
-WorkersOption = Annotated[
-    int | None, typer.Option(min=0, metavar="N", help="Processes that decode picture files.  [default: one less than there are cores, 8 at most]")
-]
-
-
 def train(
     model: Model,
-    dataset: DatasetOption,
-    data: DataOption,
+    dataset: Dataset,
+    data: DataFolder,
     out: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder for weights, curves and checkpoint.  [default: runs/MODEL-DATASET]")
     ] = None,
@@ -63,7 +37,7 @@ def train(
     lr: Annotated[float | None, typer.Option(metavar="X", help="Learning rate at the start.  [default: 0.01]")] = None,
     momentum: Annotated[float | None, typer.Option(metavar="X", help="Of stochastic gradient descent.  [default: 0.9]")] = None,
     weight_decay: Annotated[float | None, typer.Option(metavar="X", help="L2 penalty.  [default: 0]")] = None,
-    schedule: Annotated[Schedule | None, typer.Option(help="How the learning rate goes on.  [default: constant]")] = None,
+    schedule: Annotated[Schedule | None, typer.Option(case_sensitive=False, help="How the learning rate goes on.  [default: constant]")] = None,
     aux_weight: Annotated[float | None, typer.Option(metavar="X", help="What the loss of an auxiliary head counts.  [default: 0.3]")] = None,
     augment: Annotated[bool, typer.Option("--augment", help="Shift training pictures at random, and mirror those in colour.")] = False,
     validation: Annotated[
@@ -71,11 +45,11 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of everything random.  [default: 0]")] = None,
     weights: Annotated[str | None, typer.Option(metavar="W", help="Weights to start from.  [default: seeded random weights]")] = None,
-    device: Annotated[Device, typer.Option(help="Where to train.")] = Device.cpu,
+    device: Annotated[Device, typer.Option(case_sensitive=False, help="Where to train.")] = Device.cpu,
     autocast: Annotated[bool, typer.Option(help="Compute in 16 bits on CUDA.")] = True,
-    threads: ThreadsOption = None,
-    workers: WorkersOption = None,
-    download: DownloadOption = False,
+    threads: Threads = None,
+    workers: Workers = None,
+    download: Download = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in DIR, with the recipe of that run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start again where DIR holds a checkpoint.")] = False,
     as_json: Json = False,
@@ -107,7 +81,8 @@ def train(
         raise RequestError("--device cuda: PyTorch finds no CUDA device here")
     if threads is not None:
         torch.set_num_threads(threads)
-    with _progress(f"{model} on {dataset.value}", recipe.epochs) as progress:
+    title = f"{model} on {dataset.value}"
+    with progress_bar(title) as advance:
         try:
             result = run(
                 model,
@@ -122,7 +97,7 @@ def train(
                 download=download,
                 resume=resume,
                 force=force,
-                progress=progress,
+                progress=_Progress(title, recipe.epochs, advance),
             )
         except KeyboardInterrupt:
             if (folder / "checkpoint.pt").exists():
@@ -132,11 +107,6 @@ def train(
         output.print_json(to_dict(result))
     else:
         _print(result)
-
-
-def default_workers() -> int:
-    """A process per core that training leaves free."""
-    return min(8, usable_cores() - 1)
 
 
 def _recipe(given: dict[str, Any], resumed: Path | None) -> Recipe:
@@ -193,44 +163,17 @@ def _print(result: TrainingResult) -> None:
     )
 
 
-@contextlib.contextmanager
-def _progress(title: str, epochs: int) -> Iterator[Any]:
-    """A bar on stderr where a person watches; else a line per epoch."""
-    screen = output.console(stderr=True)
-    if not screen.is_terminal:
-        yield _Lines(epochs)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+class _Progress:
+    """A bar through the steps of each epoch, and a line at its end."""
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, redirect_stdout=False) as bar:
-        yield _Bar(bar, title, epochs)
-
-
-class _Lines:
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
+    def __init__(self, title: str, epochs: int, advance: Advance) -> None:
+        self.title, self.epochs, self.advance = title, epochs, advance
 
     def step(self, epoch: int, done: int, steps: int, loss: float) -> None:
-        pass
+        self.advance(done, steps, f"{self.title}: epoch {epoch}/{self.epochs}, loss {loss:.4f}")
 
     def epoch(self, record: EpochRecord, best: bool) -> None:
         output.line(
             f"epoch {record.epoch}/{self.epochs}: loss {record.train_loss:.4f}, validation loss {record.validation_loss:.4f}, "
             f"accuracy {record.validation_accuracy:.2%}{' (best)' if best else ''}, {record.seconds:.1f} s"
         )
-
-
-class _Bar(_Lines):
-    def __init__(self, bar: Any, title: str, epochs: int) -> None:
-        super().__init__(epochs)
-        self.bar, self.title = bar, title
-        self.task = bar.add_task(f"{title}: epoch 1/{epochs}", total=None, loss="")
-
-    def step(self, epoch: int, done: int, steps: int, loss: float) -> None:
-        self.bar.update(self.task, description=f"{self.title}: epoch {epoch}/{self.epochs}", completed=done, total=steps, loss=f"loss {loss:.4f}")
-
-    def epoch(self, record: EpochRecord, best: bool) -> None:
-        super().epoch(record, best)
-        if record.epoch < self.epochs:
-            self.bar.reset(self.task, loss="")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.plan import PassReport, PlanRow
+from fastcnn.target import Target
 
 
 @dataclass
@@ -50,11 +51,17 @@ class Engine(Protocol):
     def unavailable(self) -> str | None:
         """Why the engine cannot run on this machine, or None where it can."""
 
-    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why the engine cannot run with this device and dtype, or None where it can."""
+    def unsupported(self, target: Target) -> str | None:
+        """Why the engine cannot run on the target's device or in its dtype, or None where it can."""
 
     def unfit_for_auto(self) -> str | None:
         """Why `auto` should not even try the engine here, though it runs when asked for by name."""
 
-    def lower(self, captured: CapturedGraph, dtype: torch.dtype, artifact: bytes | None = None) -> Lowered:
-        """Lower a graph that `passes` went over, constants cast to `dtype`. `artifact` is what an earlier lowering of the same graph left."""
+    def lower(self, captured: CapturedGraph, target: Target, artifact: bytes | None = None) -> Lowered:
+        """Lower a graph that `passes` went over, its constants in the target's dtype and on its device.
+
+        `artifact` is what an earlier lowering of the same graph left.
+
+        Raises:
+            BackendError: the engine or its runtime cannot run this graph.
+        """

@@ -6,41 +6,56 @@ import importlib.util
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastcnn.engines.base import Lowered
 from fastcnn.engines.runtime_rows import rows_of_onnx
-from fastcnn.errors import BackendError
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.passes import STANDARD_PASSES
 from fastcnn.graph.plan import PlanRow
+from fastcnn.runtimes.onnxruntime import open_session
+from fastcnn.target import Target
 
 
 class OnnxRuntimeEngine:
-    """Runs on the CPU; float32, and float16 with the runtime's own casts around what it has no float16 kernel for."""
+    """Runs on the CPU; float32, and float16 with the runtime's own casts around what it has no float16 kernel for.
+
+    Args:
+        passes: names of the passes that run over a graph before it is lowered.
+    """
 
     name = "onnxruntime"
-    passes: Sequence[str] = STANDARD_PASSES
+
+    def __init__(self, passes: Sequence[str] = STANDARD_PASSES) -> None:
+        self.passes = tuple(passes)
 
     def unavailable(self) -> str | None:
+        """Why it cannot run on this machine, or None where it can."""
         return None if importlib.util.find_spec("onnxruntime") else "onnxruntime is not installed"
 
-    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type != "cpu":
-            return f"runs on the CPU only, the input is on {device}"
-        return None if dtype in (torch.float32, torch.float16) else f"has no kernels for {dtype} on a CPU"
+    def unsupported(self, target: Target) -> str | None:
+        """Why it cannot run on the target's device or in its dtype, or None where it can."""
+        if target.device.type != "cpu":
+            return f"runs on the CPU only, the input is on {target.device}"
+        return None if target.dtype in (torch.float32, torch.float16) else f"has no kernels for {target.dtype} on a CPU"
 
     def unfit_for_auto(self) -> str | None:
+        """None: `auto` always tries it."""
         return None
 
-    def lower(self, captured: CapturedGraph, dtype: torch.dtype, artifact: bytes | None = None) -> Lowered:
+    def lower(self, captured: CapturedGraph, target: Target, artifact: bytes | None = None) -> Lowered:
+        """A session over the graph's ONNX model, or over `artifact`, the model that an earlier lowering left.
+
+        Raises:
+            BackendError: ONNX Runtime refuses the model.
+            RequestError: an operation has no ONNX form.
+        """
         from fastcnn.export.onnx_lowering import lower_to_onnx
 
         model = artifact or lower_to_onnx(captured).SerializeToString()
-        session = _session(model)
+        session = open_session(model, threads=torch.get_num_threads())
         (input_name,) = [value.name for value in session.get_inputs()]
 
         def run(x: Tensor) -> list[Tensor]:
@@ -50,28 +65,11 @@ class OnnxRuntimeEngine:
         return Lowered(run, lambda: _rows(captured, model), artifact=model)
 
 
-def _session(model: bytes, optimized_model: Path | None = None) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    if optimized_model is not None:
-        options.optimized_model_filepath = str(optimized_model)
-    try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's exceptions have no common base
-        raise BackendError(f"onnxruntime cannot run the model: {' '.join(str(error).split())}") from error
-    if session.get_providers() != ["CPUExecutionProvider"]:
-        raise BackendError(f"onnxruntime chose {session.get_providers()} instead of the CPU provider")
-    return session
-
-
 def _rows(captured: CapturedGraph, model: bytes) -> tuple[PlanRow, ...]:
     """What the runtime made of the model: it writes its optimized graph, fused nodes and all, to a file."""
     import onnx
 
     with tempfile.TemporaryDirectory(prefix="fastcnn-") as folder:
         path = Path(folder) / "optimized.onnx"
-        _session(model, path)
+        open_session(model, threads=torch.get_num_threads(), optimized_model=path)
         return rows_of_onnx(captured, onnx.load(path), onnx.load_from_string(model))

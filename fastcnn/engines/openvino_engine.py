@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import queue
 import threading
 from collections.abc import Sequence
@@ -14,41 +13,56 @@ from torch import Tensor
 
 from fastcnn.engines.base import Lowered
 from fastcnn.engines.runtime_rows import rows_of_openvino
-from fastcnn.errors import BackendError
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.passes import STANDARD_PASSES
+from fastcnn.runtimes.openvino import compile_model
+from fastcnn.target import Target
 
-# OpenVINO lowers the precision by itself where the CPU has fast bfloat16; asked for by name, it computes what the dtype says.
 _PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 class OpenVinoEngine:
-    """Runs on the CPU; float32, and bfloat16 where the CPU multiplies it natively."""
+    """Runs on the CPU; float32, and bfloat16 where the CPU multiplies it natively.
+
+    Args:
+        passes: names of the passes that run over a graph before it is lowered.
+    """
 
     name = "openvino"
-    passes: Sequence[str] = STANDARD_PASSES
+
+    def __init__(self, passes: Sequence[str] = STANDARD_PASSES) -> None:
+        self.passes = tuple(passes)
 
     def unavailable(self) -> str | None:
+        """Why it cannot run on this machine, or None where it can."""
         return None if importlib.util.find_spec("openvino") else "openvino is not installed (pip install 'fastcnn[openvino]')"
 
-    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type != "cpu":
-            return f"runs on the CPU only, the input is on {device}"
-        return None if dtype in _PRECISION else f"has no kernels for {dtype} on a CPU"
+    def unsupported(self, target: Target) -> str | None:
+        """Why it cannot run on the target's device or in its dtype, or None where it can."""
+        if target.device.type != "cpu":
+            return f"runs on the CPU only, the input is on {target.device}"
+        return None if target.dtype in _PRECISION else f"has no kernels for {target.dtype} on a CPU"
 
     def unfit_for_auto(self) -> str | None:
+        """None: `auto` always tries it."""
         return None
 
-    def lower(self, captured: CapturedGraph, dtype: torch.dtype, artifact: bytes | None = None) -> Lowered:
+    def lower(self, captured: CapturedGraph, target: Target, artifact: bytes | None = None) -> Lowered:
+        """The graph's ONNX model, or `artifact`, compiled for the usual batch; another batch compiles it once more, for any.
+
+        Raises:
+            BackendError: OpenVINO refuses the model, or would compute in another precision.
+            RequestError: an operation has no ONNX form.
+        """
         from fastcnn.export.onnx_lowering import lower_to_onnx
 
         if artifact is None:
-            if dtype != torch.float32:
+            if target.dtype != torch.float32:
                 # The weights stay float32 in the model; the runtime rounds them once, when it packs them.
                 captured = captured.copy()
                 captured.cast_constants(torch.float32)
             artifact = lower_to_onnx(captured).SerializeToString()
-        model, usual = artifact, captured.usual_batch
+        model, usual, dtype = artifact, target.usual_batch, target.dtype
         fixed = _Compiled(model, dtype, usual)
         lock, any_batch = threading.Lock(), list[_Compiled]()
 
@@ -73,7 +87,7 @@ class _Compiled:
     """
 
     def __init__(self, model: bytes, dtype: torch.dtype, batch_size: int | None) -> None:
-        self._compiled = _compile(model, dtype, batch_size)
+        self._compiled = compile_model(model, precision=_PRECISION[dtype], threads=torch.get_num_threads(), batch_size=batch_size)
         # A request serves one call at a time: idle ones wait in the queue, and a call that finds none makes one.
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -90,27 +104,3 @@ class _Compiled:
 
     def runtime_model(self) -> Any:
         return self._compiled.get_runtime_model()
-
-
-def _compile(model: bytes, dtype: torch.dtype, batch_size: int | None) -> Any:
-    import openvino
-
-    core = openvino.Core()
-    options = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": _PRECISION[dtype],
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        # One stream over all threads, whatever number of cores and sockets there is: PyTorch's threading, so that a comparison is one of kernels.
-        "NUM_STREAMS": 1,
-    }
-    try:
-        network = core.read_model(io.BytesIO(model))
-        if batch_size is not None:
-            network.reshape([batch_size, *list(network.inputs[0].partial_shape)[1:]])
-        compiled = core.compile_model(network, "CPU", options)
-    except RuntimeError as error:
-        raise BackendError(f"OpenVINO cannot compile the model: {' '.join(str(error).split())}") from error
-    chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    if chosen != _PRECISION[dtype]:
-        raise BackendError(f"OpenVINO would compute in {chosen} on this CPU, {_PRECISION[dtype]} was asked for")
-    return compiled

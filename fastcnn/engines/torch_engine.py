@@ -19,6 +19,7 @@ from fastcnn.graph.ops import fused_conv2d
 from fastcnn.graph.passes import STANDARD_PASSES, run_passes
 from fastcnn.graph.plan import PlanRow, StepKernel, make_rows
 from fastcnn.precision import float32_products
+from fastcnn.target import Target
 
 _ENGINE_PASSES = ("fuse_convolution_epilogue",)
 
@@ -42,26 +43,36 @@ _OWNS_ITS_RESULT = (
 
 
 class TorchEngine:
-    """Runs on any device that PyTorch has."""
+    """Runs on any device that PyTorch has.
+
+    Args:
+        passes: names of the passes that run over a graph before it is lowered.
+    """
 
     name = "torch"
-    passes: Sequence[str] = STANDARD_PASSES
+
+    def __init__(self, passes: Sequence[str] = STANDARD_PASSES) -> None:
+        self.passes = tuple(passes)
 
     def unavailable(self) -> str | None:
+        """Why it cannot run on this machine, or None where it can."""
         return None
 
-    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        return None if dtype.is_floating_point else f"{dtype} is not a floating-point dtype"
+    def unsupported(self, target: Target) -> str | None:
+        """Why it cannot run on the target's device or in its dtype, or None where it can."""
+        return None if target.dtype.is_floating_point else f"{target.dtype} is not a floating-point dtype"
 
     def unfit_for_auto(self) -> str | None:
+        """None: `auto` always tries it."""
         return None
 
-    def lower(self, captured: CapturedGraph, dtype: torch.dtype, artifact: bytes | None = None) -> Lowered:
+    def lower(self, captured: CapturedGraph, target: Target, artifact: bytes | None = None) -> Lowered:
+        """The graph with fused steps on oneDNN's kernels where it has them, else on `conv2d`, `add` and `relu_`; `artifact` is not used."""
         fused, reports = run_passes(captured, _ENGINE_PASSES)
-        device = next((tensor.device for tensor in fused.constants().values()), torch.device("cpu"))
-        if not _onednn_has(device, dtype):
+        if not _onednn_has(target.device, target.dtype):
             plain = _Lowering(fused, packed_for=None)
-            run = _with_float32_products(plain.run, tf32=captured.allow_tf32) if device.type == "cuda" and dtype == torch.float32 else plain.run
+            switches = target.device.type == "cuda" and target.dtype == torch.float32
+            run = _with_float32_products(plain.run, tf32=target.tf32) if switches else plain.run
             return Lowered(run, lambda: plain.rows, reports, propagates_nan=True)
 
         # oneDNN chooses the layout of packed weights by the geometry, batch included, and silently repacks in every call that wants another one.
@@ -73,7 +84,7 @@ class TorchEngine:
         def packing(several: bool) -> _Lowering:
             with lock:
                 if several not in packings:
-                    packings[several] = _Lowering(fused, packed_for=max(_SEVERAL, captured.usual_batch) if several else 1)
+                    packings[several] = _Lowering(fused, packed_for=max(_SEVERAL, target.usual_batch) if several else 1)
                 return packings[several]
 
         def rows() -> tuple[PlanRow, ...]:
@@ -86,7 +97,10 @@ class TorchEngine:
 
 
 def _with_float32_products(run: Callable[[Tensor], list[Tensor]], *, tf32: bool) -> Callable[[Tensor], list[Tensor]]:
-    """`run` in the precision that was asked for, whatever PyTorch's switches say when it is called: by default they allow TF32 in convolutions."""
+    """`run` in the precision that was asked for, whatever PyTorch's switches say when it is called: by default they allow TF32 in convolutions.
+
+    The switches belong to the process: calls of modules with the same wish run side by side, those with the other one take turns with them.
+    """
 
     def switched(x: Tensor) -> list[Tensor]:
         with float32_products(tf32=tf32):

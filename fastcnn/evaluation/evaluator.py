@@ -69,9 +69,9 @@ def split_backend(source: str) -> tuple[str, str | None]:
 
 def is_model(name: str) -> bool:
     """Whether a source without its backend is the name of a reference model, and not a file."""
-    from fastcnn.models.registry import list_models
+    from fastcnn.models.registry import resolve
 
-    return name in list_models() and not Path(name).is_file()
+    return resolve(name) is not None and not Path(name).is_file()
 
 
 def evaluate(

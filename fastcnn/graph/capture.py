@@ -9,6 +9,7 @@ import linecache
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterable
 from contextlib import redirect_stderr
@@ -25,9 +26,12 @@ from fastcnn.graph.functionalize import functionalize
 from fastcnn.graph.ir import CapturedGraph, Shape, aten
 from fastcnn.graph.output_structure import structure_to_json
 
+# torch.export keeps the symbols of what it traces in the process, and stderr is redirected for all threads: one at a time.
+TRACING = threading.Lock()
+
 
 def capture(model: nn.Module, example_input: Tensor) -> CapturedGraph:
-    """Capture the inference graph of `model`.
+    """Capture the inference graph of `model`; threads take turns.
 
     Args:
         model: any classifier in evaluation mode that takes one floating-point tensor; not changed.
@@ -39,7 +43,8 @@ def capture(model: nn.Module, example_input: Tensor) -> CapturedGraph:
             the line.
     """
     _check(model, example_input)
-    program = _export(model, example_input)
+    with TRACING:
+        program = _export(model, example_input)
     module = program.module()
     _drop_guards(module)
     _drop_write_back(model, module)
@@ -53,7 +58,7 @@ def capture(model: nn.Module, example_input: Tensor) -> CapturedGraph:
     structure = structure_to_json(pytree.tree_unflatten(range(len(flat)), program.call_spec.out_spec), type(model).__name__)
     module.graph.set_codegen(fx.graph.CodeGen())
     module.graph.output_node().args = (flat,)
-    captured = CapturedGraph(module, input_node.meta["shape"], input_node.meta["dtype"], structure, example_input.shape[0], _info(model))
+    captured = CapturedGraph(module, input_node.meta["shape"], input_node.meta["dtype"], structure, _info(model))
     captured.tidy()
     return captured
 

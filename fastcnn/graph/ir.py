@@ -30,17 +30,14 @@ class CapturedGraph:
     """What `capture` returns, what passes edit and what engines and exporters lower.
 
     `module` takes one tensor and returns a list: the flattened outputs of the model, which `output_spec` (a pytree in JSON) puts together again.
-    Any batch runs; `usual_batch`, that of the example, is the one that engines prepare for. `allow_tf32`: whether float32 products may round their
-    operands to 10 bits of mantissa where the hardware is faster so.
+    Any batch runs. What it is to be lowered for stands beside it, in a `fastcnn.target.Target`.
     """
 
     module: fx.GraphModule
     input_shape: Shape
     input_dtype: torch.dtype
     output_spec: str
-    usual_batch: int
     info: dict[str, Any] = field(default_factory=dict)
-    allow_tf32: bool = False
 
     @property
     def graph(self) -> fx.Graph:

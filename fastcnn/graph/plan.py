@@ -67,7 +67,7 @@ class StepKernel(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Candidate:
+class BackendTiming:
     """One backend that `auto` looked at: its median time for the example input in milliseconds, or why it was left out."""
 
     backend: str
@@ -82,7 +82,7 @@ class Plan:
     backend: str
     rows: tuple[PlanRow, ...]
     passes: tuple[PassReport, ...]
-    choice: tuple[Candidate, ...] = ()
+    choice: tuple[BackendTiming, ...] = ()
     memory: dict[str, int] = field(default_factory=dict)
 
     def count(self, op: str) -> int:
@@ -96,7 +96,7 @@ class Plan:
             "backend": self.backend,
             "rows": [asdict(row) for row in self.rows],
             "passes": [{"name": report.name, "fired": report.fired, "declined": dict(report.declined)} for report in self.passes],
-            "choice": [asdict(candidate) for candidate in self.choice],
+            "choice": [asdict(timing) for timing in self.choice],
             "memory": dict(self.memory),
         }
 
@@ -108,7 +108,7 @@ class Plan:
         ]
         rows = tuple(PlanRow(**row) for row in tuples)
         passes = tuple(PassReport(report["name"], report["fired"], Counter(report["declined"])) for report in data["passes"])
-        return cls(data["backend"], rows, passes, tuple(Candidate(**candidate) for candidate in data["choice"]), data.get("memory", {}))
+        return cls(data["backend"], rows, passes, tuple(BackendTiming(**timing) for timing in data["choice"]), data.get("memory", {}))
 
     def __str__(self) -> str:
         header: tuple[str, ...] = ("step", "name", "op", "folded", "output", "kernel")

@@ -56,8 +56,6 @@ def graph_to_json(captured: CapturedGraph) -> dict[str, Any]:
         "input_shape": list(captured.input_shape),
         "input_dtype": str(captured.input_dtype),
         "output_spec": captured.output_spec,
-        "usual_batch": captured.usual_batch,
-        "allow_tf32": captured.allow_tf32,
         "info": captured.info,
         "nodes": [_node_to_json(node) for node in captured.graph.nodes],
     }
@@ -93,9 +91,7 @@ def graph_from_json(data: dict[str, Any], constants: dict[str, Tensor]) -> Captu
         tuple(data["input_shape"]),
         _DTYPES[data["input_dtype"]],
         data["output_spec"],
-        data["usual_batch"],
         data["info"],
-        data.get("allow_tf32", False),  # files of the first release do not say
     )
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fastcnn.models.creation import create_model
+from fastcnn.models.creation import create_model, create_untrained_model
 from fastcnn.models.registry import ModelInfo, ModelSpec, list_models, model_spec
 
 if TYPE_CHECKING:
     from fastcnn.models.weights import load_weights, state_dict_sha256
 
-__all__ = ["ModelInfo", "ModelSpec", "create_model", "list_models", "load_weights", "model_spec", "state_dict_sha256"]
+__all__ = ["ModelInfo", "ModelSpec", "create_model", "create_untrained_model", "list_models", "load_weights", "model_spec", "state_dict_sha256"]
 
 _NEEDS_TORCH = {"load_weights", "state_dict_sha256"}
 

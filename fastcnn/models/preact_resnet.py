@@ -25,6 +25,7 @@ class PreActBasicBlock(nn.Module):
     """
 
     expansion: ClassVar[int] = 1
+    branch_end: ClassVar[str] = "conv2"
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, preactivated: bool = False) -> None:
         super().__init__()
@@ -50,6 +51,7 @@ class PreActBottleneck(nn.Module):
     """
 
     expansion: ClassVar[int] = 4
+    branch_end: ClassVar[str] = "conv3"
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, preactivated: bool = False) -> None:
         super().__init__()

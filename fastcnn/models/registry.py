@@ -77,7 +77,7 @@ class ModelInfo:
     Attributes:
         name: its name in the table.
         options: every option that it was built with, defaults included: `create_model(name, **options)` builds it again.
-        weights: where its weights come from, e.g. "random (seed 0)", "file: NAME.safetensors", "torchvision: IMAGENET1K_V1".
+        weights: where its weights come from, e.g. "random (seed 0), scaled so that …", "file: NAME.safetensors", "torchvision: IMAGENET1K_V1".
         input_size: (channels, height, width).
         preprocessing: from a picture to the input that its weights expect.
         categories: the names of the classes, where they are known.
@@ -185,12 +185,22 @@ def _natural_key(name: str) -> list[tuple[int, str]]:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that match a wildcard pattern, in natural order; an empty list where none does."""
-    return sorted(fnmatch.filter(_SPECS, pattern), key=_natural_key)
+    """The names that match a wildcard pattern, in natural order; an empty list where none does. Capitals make no difference."""
+    return sorted(fnmatch.filter(_SPECS, pattern.lower()), key=_natural_key)
+
+
+def resolve(name: str) -> str | None:
+    """The model that a name means, whatever its capitals and separators (`ResNet50`, `inception-v3`); None where it means none."""
+    return name if name in _SPECS else {_letters(own): own for own in _SPECS}.get(_letters(name))
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[-_. ]", "", name.lower())
 
 
 def model_spec(name: str) -> ModelSpec:
-    """The row of a model. Raises UnknownNameError, with the nearest names, for a name that is not in the table."""
-    if name not in _SPECS:
+    """The row of a model, by a name as `resolve` takes it. Raises UnknownNameError, with the nearest names, for one that means no model."""
+    known = resolve(name)
+    if known is None:
         raise UnknownNameError("model", name, list_models(), hint="`fastcnn list` shows the names")
-    return _SPECS[name]
+    return _SPECS[known]

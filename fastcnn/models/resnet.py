@@ -21,6 +21,7 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut: (N, in_channels, H, W) -> (N, channels, H/stride, W/stride)."""
 
     expansion: ClassVar[int] = 1
+    branch_end: ClassVar[str] = "bn2"
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -42,6 +43,7 @@ class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions around a shortcut: (N, in_channels, H, W) -> (N, 4 channels, H/stride, W/stride)."""
 
     expansion: ClassVar[int] = 4
+    branch_end: ClassVar[str] = "bn3"
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -101,8 +103,7 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif zero_init_residual and isinstance(module, (BasicBlock, Bottleneck)):
-                last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
-                nn.init.zeros_(last.weight)
+                nn.init.zeros_(module.get_submodule(module.branch_end).weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, "ResNet")

@@ -6,6 +6,8 @@ shortcut is not followed by BatchNorm.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +16,8 @@ from fastcnn.models.layers import check_input
 
 class Residual(nn.Module):
     """Two 3x3 convolutions around a shortcut: (N, in_channels, H, W) -> (N, channels, H/stride, W/stride)."""
+
+    branch_end: ClassVar[str] = "bn2"
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
         super().__init__()

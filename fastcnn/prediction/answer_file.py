@@ -6,29 +6,20 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from fastcnn.errors import RequestError
 from fastcnn.files import replacing
 from fastcnn.pictures import PictureError
 from fastcnn.prediction.run import Answer, Failure
-
-
-def json_line(value: Any) -> str:
-    """One line of JSON, without its end; names that are no Unicode text, which file systems allow, are escaped."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, allow_nan=False)
-    return text
+from fastcnn.text import json_text
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
     """All failures, one JSON object a line; the file appears whole or not at all."""
     with replacing(path) as draft:
-        draft.write_text("".join(json_line(asdict(failure)) + "\n" for failure in failures), encoding="utf-8")
+        draft.write_text("".join(json_text(asdict(failure)) + "\n" for failure in failures), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -102,24 +93,25 @@ def continue_answers(path: Path, plan: Resumption, answers: Iterator[Answer | Fa
     Raises:
         RequestError: they differ: the file is of another model, other settings or another version. Nothing was changed but a cut-off line.
     """
-    with _open_at(path, plan.kept) as file:
-        for number, answer in enumerate(answers, start=plan.start):
-            if isinstance(answer, Answer):
-                line = (json_line(answer.to_dict()) + "\n").encode()
-                before = plan.answered.get(number)
-                if before is None:
-                    file.write(line)
-                    file.flush()
-                elif before != line:
-                    raise RequestError(f"{path} is of another model, version or setting: the line of {answer.file} differs; --force starts anew")
-            yield answer
-
-
-def _open_at(path: Path, kept: int) -> BinaryIO:
     try:
-        file = path.open("r+b" if path.exists() else "w+b")
+        # Unbuffered: what the system did not take is not kept, to fail once more when the file is closed.
+        with path.open("r+b" if path.exists() else "w+b", buffering=0) as file:
+            file.truncate(plan.kept)
+            file.seek(0, os.SEEK_END)
+            for number, answer in enumerate(answers, start=plan.start):
+                if isinstance(answer, Answer):
+                    line = (json_text(answer.to_dict()) + "\n").encode()
+                    before = plan.answered.get(number)
+                    if before is None:
+                        _write(file, line)
+                    elif before != line:
+                        raise RequestError(f"{path} is of another model, version or setting: the line of {answer.file} differs; --force starts anew")
+                yield answer
     except OSError as error:
-        raise RequestError(f"{path} cannot be written: {error.strerror}") from error
-    file.truncate(kept)
-    file.seek(0, os.SEEK_END)
-    return file
+        raise RequestError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _write(file: RawIOBase, data: bytes) -> None:
+    """The whole of `data`, of which the system may take less at a time."""
+    while data:
+        data = data[file.write(data) or 0 :]

@@ -230,8 +230,9 @@ def _of_module(module: nn.Module, backend: str | None, preprocessing: Preprocess
 
 
 def _device(module: nn.Module) -> torch.device:
-    tensors = module.source.graph.constants().values() if isinstance(module, OptimizedModule) else module.parameters()
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+    if isinstance(module, OptimizedModule):
+        return module.source.target.device
+    return next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
 
 
 def _of_exported(path: Path, backend: str | None, preprocessing: Preprocessing | None, categories: Sequence[str] | None) -> Predictor:

@@ -13,7 +13,7 @@ from fastcnn.data.datasets import has_part, hold_out, open_dataset
 from fastcnn.data.pictures import Pictures
 from fastcnn.errors import RequestError
 from fastcnn.files import remove_drafts
-from fastcnn.models import create_model, model_spec
+from fastcnn.models import create_model, create_untrained_model, model_spec
 from fastcnn.preprocessing import Preprocessing
 from fastcnn.training.recipe import Recipe
 from fastcnn.training.trainer import CHECKPOINT, Parts, Progress, Trainer, TrainingResult
@@ -64,7 +64,7 @@ def train(
     recipe, parts = _open_parts(dataset, data, info.preprocessing, recipe, download)
     count = len(parts.train.classes)
     if network is None:
-        network = create_model(model, seed=recipe.seed, num_classes=count)
+        network = create_untrained_model(model, seed=recipe.seed, num_classes=count)
     elif info.options["num_classes"] != count:
         raise RequestError(f"{parts.train.name} has {count} classes, and the weights {weights} another number of them")
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import errno
+import inspect
+import re
 import signal
 import subprocess
 import sys
+from enum import Enum
+from typing import get_args, get_type_hints
 
 import pytest
+import typer.main
 
-import fastcnn
-from fastcnn.errors import BackendError, ParityError, UnknownNameError
+import fastcnn.cli
+from fastcnn.cli.app import app
+from fastcnn.cli.options import own_spelling
+from fastcnn.errors import BackendError, ParityError, RequestError, UnknownNameError
 from fastcnn.models import registry
 
 COMMANDS = ("list", "info", "export", "verify", "bench", "env")
@@ -54,8 +61,66 @@ def test_every_command_has_help(cli, command):
     assert "--json" in result.stdout
 
 
-def test_version(cli):
-    assert cli("--version").stdout == f"fastcnn {fastcnn.__version__}\n"
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_version(cli, flag):
+    assert cli(flag).stdout == f"fastcnn {fastcnn.__version__}\n"
+
+
+CHOICES = [
+    (["export", "simple_cnn", "--onnx", "--precision", "{}"], "INT9", "FP16"),
+    (["export", "simple_cnn", "--onnx", "--preprocess", "{}"], "crop", "Normalize"),
+    (["train", "simple_cnn", "--dataset", "{}", "--data", "gone"], "coco", "Fashion-MNIST"),
+    (["train", "simple_cnn", "--dataset", "mnist", "--data", "gone", "--schedule", "{}"], "step", "Cosine"),
+    (["train", "simple_cnn", "--dataset", "mnist", "--data", "gone", "--device", "{}"], "tpu", "CPU"),
+    (["evaluate", "simple_cnn", "--dataset", "{}", "--data", "gone"], "coco", "MNIST"),
+    (["evaluate", "simple_cnn", "--dataset", "mnist", "--data", "gone", "--split", "{}"], "dev", "Test"),
+    (["bench", "simple_cnn", "--device", "{}", "--peers", "gone"], "tpu", "CPU"),
+    (["bench", "simple_cnn", "--precision", "{}", "--peers", "gone"], "int9", "FP16"),
+    (["bench", "layers", "simple_cnn", "--precision", "{}", "--implementations", ","], "int9", "BF16"),
+]
+
+
+@pytest.mark.parametrize(("args", "wrong", "right"), CHOICES, ids=lambda value: value if isinstance(value, str) else None)
+def test_choices_are_named_without_what_pydantic_says_and_taken_in_any_case(cli, monkeypatch, args, wrong, right):
+    refused = cli(*[word.format(wrong) for word in args])
+    assert refused.exit_code == 2
+    assert re.search(rf"^error: invalid value for '--[a-z]+': '{wrong}' is not one of ", refused.stderr), refused.stderr
+    monkeypatch.setattr("fastcnn.export.request.check_request", lambda *given, **options: stop(RequestError("went on")))
+    taken = cli(*[word.format(right) for word in args])
+    assert "is not one of" not in taken.stderr, taken.stderr
+    assert "invalid value" not in taken.stderr
+
+
+def stop(error):
+    raise error
+
+
+def test_every_choice_of_every_command_is_tried_above():
+    tried = {(tuple(word for word in args[:2] if word in ("bench", "layers")) or (args[0],), args[args.index("{}") - 1]) for args, _, _ in CHOICES}
+    found = set()
+    for path, command in commands(typer.main.get_command(app)):
+        for name, type_ in get_type_hints(inspect.unwrap(command.callback)).items():
+            if any(isinstance(one, type) and issubclass(one, Enum) for one in (type_, *get_args(type_))):
+                found.add((path, f"--{name}"))
+    assert found == tried
+
+
+def commands(command, path=()):
+    """(words after fastcnn, command), `bench` standing for its default."""
+    if not hasattr(command, "commands"):
+        yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, path if name == getattr(command, "default", None) else (*path, name))
+
+
+@pytest.mark.parametrize("name", ["ResNet50", "resnet-50", "RESNET_50"])
+def test_names_of_models_are_forgiven(cli, name, tmp_path):
+    result = cli("export", name, "--onnx", "--precision", "fp32", "--batch-size", "nothing")
+    assert "--batch-size is a whole number" in result.stderr
+    (tmp_path / "r.json").write_text("{}")
+    assert own_spelling([name, f"{name}@openvino", "r.json", "nothing"]) == ["resnet50", "resnet50@openvino", "r.json", "nothing"]
+    (tmp_path / name).touch()
+    assert own_spelling(name) == name, "a file of that name"
 
 
 @pytest.mark.parametrize(
@@ -96,6 +161,8 @@ def test_unknown_model_names_the_nearest(cli, args, tmp_path):
         (BackendError("no such device: cuda:7"), 2, "error: no such device: cuda:7"),
         (UnknownNameError("model", "alexnt", ["alexnet"]), 2, "error: unknown model 'alexnt': did you mean alexnet?"),
         (OSError(errno.ENOSPC, "No space left on device", "big.onnx"), 2, "error: no space left on device: big.onnx"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: no space left on device: standard output, or a temporary file in "),
+        (BackendError("gone: a\x1b[2J\x9bb\nc\udcff.png"), 2, r"error: gone: a\x1b[2J\x9bb\nc\udcff.png"),
         (RuntimeError("first\nsecond"), 3, "error: fastcnn failed: RuntimeError: first second"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),

@@ -17,7 +17,7 @@ def test_json(cli):
     assert facts["versions"]["python"] == platform.python_version()
     assert facts["versions"]["torch"].split()[0] in torch.__version__
     assert facts["cpu"]["cores"] >= 1
-    assert facts["backends"] == available_backends()
+    assert facts["backends"] == {name: {"available": why is None, "reason": why} for name, why in available_backends().items()}
     assert len(facts["cuda"]["devices"]) == torch.cuda.device_count()
 
 

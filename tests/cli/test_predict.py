@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -116,6 +117,39 @@ def test_own_preprocessing_and_a_warning_where_it_is_another(cli, tmp_path):
     result = cli("predict", *MODEL, "pictures", "--preprocessing", "p.json")
     assert result.exit_code == 0
     assert "warning: simple_cnn was made for another preprocessing than the one given" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems refuse such names")
+@pytest.mark.parametrize("where", ["table", "json", "terminal"])
+def test_names_that_a_terminal_would_obey_are_shown_escaped(cli, terminal, tmp_path, where):
+    (good,) = write_pictures(tmp_path / "pictures", 1)
+    names = [os.fsdecode(name) for name in (b"red\x1b[31m.png", "eight\x9b2Jbit.png".encode(), b"line\nbreak.png", b"latin\xff.png")]
+    for name in names:
+        Path(tmp_path / "pictures" / name).write_bytes(Path(good).read_bytes())
+    bad = tmp_path / "pictures" / "bad\x1b]0;title\x07.png"
+    if where == "terminal":
+        shown = terminal("predict", *MODEL, "pictures", NO_COLOR="1", COLUMNS="120").rpartition("\x1b[2K")[2]  # what follows the bars
+    else:
+        bad.touch()
+        result = cli("predict", *MODEL, "pictures", *(["--json"] if where == "json" else []))
+        assert result.exit_code == 1, result.stderr
+        assert r"warning: pictures/bad\x1b]0;title\x07.png: not a picture" in result.stderr
+        shown = result.stdout + result.stderr
+    assert not re.search("[\x00-\x09\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]", shown), shown
+    if where == "json":
+        assert {Path(line["file"]).name for line in answers(result.stdout)} == {"p0000.png", *names}
+    else:
+        assert all(text in shown for text in (r"red\x1b[31m.png", r"eight\x9b2Jbit.png", r"line\nbreak.png", r"latin\udcff.png"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in folders")
+def test_a_pipe_among_the_pictures_is_set_aside_with_its_reason(cli, tmp_path):
+    write_pictures(tmp_path / "pictures", 1)
+    os.mkfifo(tmp_path / "pictures" / "a.png")
+    result = cli("predict", *MODEL, "pictures", "--quarantine", "bad.jsonl")
+    assert result.exit_code == 1
+    assert "warning: pictures/a.png: not a file, but a device or a pipe" in result.stderr
+    assert answers((tmp_path / "bad.jsonl").read_text()) == [{"file": "pictures/a.png", "reason": "not a file, but a device or a pipe"}]
 
 
 BAD = {

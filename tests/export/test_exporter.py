@@ -20,10 +20,11 @@ from export_networks import EXPORTERS, SUFFIX, Several, example, small
 from torch import Tensor, nn
 
 from fastcnn.errors import CaptureError, ParityError, RequestError
-from fastcnn.export import export_onnx, export_pt2, export_torchscript, exporter, read_metadata, torch_archive, verify_file
+from fastcnn.export import check, export_onnx, export_pt2, export_torchscript, exporter, read_metadata, torch_archive, verify_file
 from fastcnn.graph.capture import capture
 from fastcnn.models import create_model, model_spec
 from fastcnn.models.weights import state_dict_sha256
+from fastcnn.preprocessing import Preprocessing
 
 RUNTIMES = {
     "onnx": ("onnxruntime", "openvino") if importlib.util.find_spec("openvino") else ("onnxruntime",),
@@ -102,7 +103,7 @@ def test_a_registered_model_is_described_with_its_normalization_and_random_weigh
     assert metadata == json.loads(json.dumps(report.metadata))
     assert metadata["model"]["name"] == "simple_cnn"
     assert metadata["model"]["options"]["num_classes"] == 10
-    assert metadata["model"]["weights"] == "random (seed 3)"
+    assert metadata["model"]["weights"] == "random (seed 3), scaled so that no layer inflates its signal"
     assert metadata["input"]["normalization"]["mean"] == [0.1307]
     assert metadata["input"]["preprocessing"] == model_spec("simple_cnn").preprocessing.to_dict()
     assert "golden" not in report.to_dict()["metadata"]
@@ -215,9 +216,10 @@ def test_an_interrupted_check_leaves_the_folder_as_it_was(
         seen.append(path.exists() and path.parent == tmp_path)
         raise problem
 
-    monkeypatch.setattr(exporter, "runtimes_for", lambda format_: {"test": run})
+    monkeypatch.setattr(check, "runtimes_for", lambda format_: {"test": run})
+    expected = RequestError if isinstance(problem, OSError) else type(problem)  # a full disk is said with the file's name
     for name in ("model", "other"):
-        with folder_unchanged(tmp_path), pytest.raises(type(problem)):
+        with folder_unchanged(tmp_path), pytest.raises(expected):
             EXPORTERS[format_](small(), tmp_path / name, example(), force=True)
     assert seen == [True, True]
 
@@ -239,6 +241,58 @@ def test_a_file_that_computes_something_else_is_not_kept(format_: str, tmp_path:
         EXPORTERS[format_](small(), tmp_path / "model", example())
     assert caught.value.report is not None
     assert not caught.value.report.passed
+
+
+def shift_one_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that moves the outputs by about a part in ten thousand."""
+    run_passes = exporter.run_passes
+
+    def broken(captured: Any, names: Any) -> Any:
+        graph, reports = run_passes(captured, names)
+        next(tensor for tensor in graph.constants().values() if tensor.dim() == 4).mul_(1 + 1e-4)
+        return graph, reports
+
+    monkeypatch.setattr(exporter, "run_passes", broken)
+
+
+@pytest.mark.parametrize("format_", EXPORTERS)
+def test_a_tolerance_is_stated_in_the_file_and_verified(format_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shift_one_weight(monkeypatch)
+    path = tmp_path / f"model{SUFFIX[format_]}"
+    with folder_unchanged(tmp_path), pytest.raises(ParityError, match="is above 1e-05"):
+        EXPORTERS[format_](small(), path, example())
+    report = EXPORTERS[format_](small(), path, example(), tolerance=1.25e-3)
+    assert report.parity.relative_error > 1e-5
+    for figures in read_metadata(path)["parity"].values():
+        assert (figures["tolerance"], figures["tolerance_rule"]) == (1.25e-3, "asked for at the export")
+    verified = verify_file(path)
+    assert verified.passed
+    assert verified.tolerance == 1.25e-3
+
+
+@pytest.mark.parametrize("preprocess", ["none", "normalize"])
+def test_a_model_that_overflows_float16_is_refused_before_any_runtime(preprocess: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(path: Path, batches: Any) -> Any:
+        raise AssertionError("no runtime is asked")
+
+    monkeypatch.setattr(check, "runtimes_for", lambda format_: {"test": run})
+    model = small()
+    with torch.no_grad():
+        model.head.weight.mul_(1e6)
+    described = Preprocessing("RGB", None, (12, 12)) if preprocess != "none" else None
+    with folder_unchanged(tmp_path), pytest.raises(ParityError, match=r"small has weights .* overflow float16: eager PyTorch") as caught:
+        export_onnx(model, tmp_path / "m.onnx", example(), precision="fp16", preprocess=preprocess, preprocessing=described)
+    assert "\n" not in str(caught.value)
+    with torch.no_grad():
+        model.head.bias[1] = torch.nan
+    with folder_unchanged(tmp_path), pytest.raises(ParityError, match=r"small itself gives NaN or infinity .* in float64 too"):
+        export_onnx(model, tmp_path / "m.onnx", example())
+
+
+def test_not_a_number_in_the_example_is_no_fault_of_the_model(tmp_path: Path) -> None:
+    picture = example()
+    picture[0, 0, 0, 0] = torch.nan
+    assert export_onnx(nn.Flatten().eval(), tmp_path / "m.onnx", picture).parity.passed
 
 
 def test_force_replaces_the_old_file(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from fastcnn.graph.capture import capture
 from fastcnn.graph.passes import STANDARD_PASSES, run_passes
-from fastcnn.graph.plan import Candidate, Plan, StepKernel, make_rows
+from fastcnn.graph.plan import BackendTiming, Plan, StepKernel, make_rows
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def plan():
     captured, reports = run_passes(capture(model, images(2, 3, 8, 8)), STANDARD_PASSES)
     kernels = {node.name: StepKernel("a kernel", "a reason", ("aten::conv2d", "aten::relu"), True) for node in captured.calls()}
     return Plan(
-        "torch", make_rows(captured, kernels), reports, (Candidate("torch", 1.5, "the fastest"), Candidate("openvino", None, "not installed"))
+        "torch", make_rows(captured, kernels), reports, (BackendTiming("torch", 1.5, "the fastest"), BackendTiming("openvino", None, "not installed"))
     )
 
 

@@ -1,7 +1,8 @@
 """What the compiler makes of a kernel on GPUs that are not here: registers, spills, shared memory, and the tensor-core instruction used.
 
 A kernel is compiled through Triton to machine code for each target and read with Triton's own cuobjdump. That needs no GPU, and a process in which
-Triton does not interpret, so `compile_kernels` starts one; requests of one call share it.
+Triton does not interpret: `compile_kernels` starts one at its first call and keeps it, because importing PyTorch and Triton takes longer than most
+kernels do.
 
     requests = [KernelRequest("fastcnn.kernels.concat", "_concat_relu_kernel", {"x_ptr": "*fp16", "stride": 64, "BLOCK": 256}, num_warps=4)]
     requests = [CallRequest("concat_relu([nhwc(8, 64, 35, 35), nhwc(8, 96, 35, 35)])", "from fastcnn.kernels import concat_relu")]
@@ -10,12 +11,15 @@ Triton does not interpret, so `compile_kernels` starts one; requests of one call
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -105,18 +109,66 @@ class Binary:
 
 
 def compile_kernels(requests: Sequence[KernelRequest | CallRequest], sms: Sequence[int] = SMS) -> list[Binary]:
-    """Compiles every request for every GPU in a fresh process.
+    """Compiles every request for every GPU, in the process that compiles for this one.
 
     Raises:
-        AssertionError: the process failed; holds what it wrote.
+        AssertionError: a request failed, or the process ended; holds what it wrote.
     """
-    job = {"sms": list(sms), "requests": [{"type": type(request).__name__, **asdict(request)} for request in requests]}
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, str(Path(__file__).resolve())]
-    done = subprocess.run(command, input=json.dumps(job), env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
-    assert done.returncode == 0, f"compiling failed:\n{done.stdout}\n{done.stderr}"
-    rows = json.loads(done.stdout.splitlines()[-1])
-    return [Binary(**{**row, "mma": tuple(row["mma"]), "mma_text": tuple(row["mma_text"])}) for row in rows]
+    global _compiler
+    if _compiler is None or not _compiler.is_running():
+        _compiler = _Compiler()
+    answer = _compiler.ask({"sms": list(sms), "requests": [{"type": type(request).__name__, **asdict(request)} for request in requests]})
+    return [Binary(**{**row, "mma": tuple(row["mma"]), "mma_text": tuple(row["mma_text"])}) for row in answer]
+
+
+class _Compiler:
+    """A process that reads jobs, a line of JSON each, and answers each with a line."""
+
+    def __init__(self) -> None:
+        environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve())],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+        )
+        atexit.register(self._end)
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, job: dict[str, Any]) -> list[dict[str, Any]]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        too_long = threading.Timer(TIMEOUT_SECONDS, self._process.kill)
+        too_long.start()
+        try:
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            too_long.cancel()
+        if not line:
+            code = self._process.wait()
+            self._said.seek(0)
+            said = self._said.read().decode(errors="replace")[-10_000:]
+            raise AssertionError(f"the compiling process ended with {code}:\n{said}")
+        answer = json.loads(line)
+        assert "failed" not in answer, f"compiling failed:\n{answer['failed']}"
+        return answer["rows"]
+
+    def _end(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait()
+
+
+_compiler: _Compiler | None = None
 
 
 def _specialize(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
@@ -234,5 +286,18 @@ def _compile(job: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def _serve() -> None:
+    """Answers jobs until there are no more; whatever a compiler prints goes to stderr, so that it cannot stand between two answers."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        try:
+            answer: dict[str, Any] = {"rows": _compile(json.loads(line))}
+        except Exception:
+            answer = {"failed": traceback.format_exc()}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
 if __name__ == "__main__":
-    print(json.dumps(_compile(json.load(sys.stdin))))
+    _serve()

@@ -27,7 +27,7 @@ def test_public_names_are_one_function():
 
 def test_no_circle():
     """The table knows neither of the others, and weights do not know creation: not even inside a function."""
-    allowed = {registry: set(), weights: {"registry"}, creation: {"registry", "weights"}}
+    allowed = {registry: set(), weights: {"registry"}, creation: {"registry", "weights", "random_weights"}}
     for module, below in allowed.items():
         tree = ast.parse(inspect.getsource(module))
         imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

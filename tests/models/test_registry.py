@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fastcnn.errors import RequestError, UnknownNameError
-from fastcnn.models import ModelInfo, ModelSpec, create_model, list_models, model_spec, registry, state_dict_sha256
+from fastcnn.models import ModelInfo, ModelSpec, create_model, create_untrained_model, list_models, model_spec, registry, state_dict_sha256
+from fastcnn.models.registry import resolve
 
 
 def test_importing_the_models_does_not_import_torch():
@@ -33,9 +34,33 @@ def test_names_are_sorted_as_people_do():
 
 
 def test_unknown_model():
-    with pytest.raises(UnknownNameError, match="unknown model 'inceptionv3': did you mean inception_v3 or inception_v4") as raised:
-        create_model("inceptionv3")
+    with pytest.raises(UnknownNameError, match="unknown model 'inceptionv5': did you mean inception_v4 or inception_v3") as raised:
+        create_model("inceptionv5")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("ResNet50", "resnet50"), ("inception-v3", "inception_v3"), ("InceptionV3", "inception_v3"), ("squeezenet1.0", "squeezenet1_0")],
+)
+def test_capitals_and_separators_are_forgiven(given, meant):
+    assert resolve(given) == meant
+    assert model_spec(given).name == meant
+    assert list_models(f"{meant.upper()}*")[0] == meant
+
+
+def test_forgiving_confuses_no_two_models_and_no_path():
+    assert [resolve(name) for name in list_models()] == list_models()
+    assert len({registry._letters(name) for name in list_models()}) == len(list_models())
+    assert resolve("./resnet50") is None
+    assert create_model("Simple-CNN").fastcnn_info.name == "simple_cnn"
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenet_v3_large", "regnet_y_400mf", "shufflenet", "convnext_tiny"])
+def test_another_architecture_is_no_suggestion(name):
+    with pytest.raises(UnknownNameError, match=f"unknown model '{name}': `fastcnn list` shows the names") as raised:
+        model_spec(name)
+    assert raised.value.near == []
 
 
 def test_duplicates_are_loud(monkeypatch):
@@ -69,7 +94,7 @@ def test_info():
     assert isinstance(info, ModelInfo)
     assert info.name == "inception_v3"
     assert info.options == {"num_classes": 5, "aux_logits": True, "transform_input": False, "dropout": 0.2}
-    assert info.weights == "random (seed 3)"
+    assert info.weights == "random (seed 3), scaled so that no layer inflates its signal"
     assert (info.input_size, info.mean, info.std) == ((3, 299, 299), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert info.categories is None
     again = create_model(info.name, seed=3, **info.options)
@@ -78,16 +103,17 @@ def test_info():
     assert "fastcnn_info" not in "".join(model.state_dict())
 
 
+@pytest.mark.parametrize("create", [create_model, create_untrained_model], ids=["scaled", "untrained"])
 @pytest.mark.parametrize("name", ["inception_v3", "simple_cnn", "densenet121", "squeezenet1_1"])
-def test_seed(name):
+def test_seed(name, create):
     """The same seed gives the same weights, another one others; the global random state stays as it was."""
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    first, same, other = (state_dict_sha256(create_model(name, seed=seed).state_dict()) for seed in (1, 1, 2))
+    first, same, other = (state_dict_sha256(create(name, seed=seed).state_dict()) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert first == same != other
     torch.manual_seed(12)
-    assert state_dict_sha256(create_model(name, seed=1).state_dict()) == first
+    assert state_dict_sha256(create(name, seed=1).state_dict()) == first
 
 
 @pytest.mark.parametrize(
@@ -111,11 +137,12 @@ def test_wrong_options(name, options, message):
     assert "\n" not in str(raised.value)
 
 
-def test_zero_init_residual():
-    model = create_model("resnet50", zero_init_residual=True)
+@pytest.mark.parametrize("create", [create_model, create_untrained_model], ids=["scaled", "untrained"])
+def test_zero_init_residual(create):
+    model = create("resnet50", zero_init_residual=True)
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
         assert all(not block.bn3.weight.any() for block in stage)
-    assert not any(block.bn2.weight.any() for block in create_model("resnet18", zero_init_residual=True).layer1)
+    assert not any(block.bn2.weight.any() for block in create("resnet18", zero_init_residual=True).layer1)
 
 
 ARCHITECTURES = [

@@ -9,7 +9,7 @@ import torchvision
 from support import randomize_weights
 from torch import nn
 
-from fastcnn.models import create_model, list_models, model_spec
+from fastcnn.models import create_model, create_untrained_model, list_models, model_spec
 
 TWINS = [name for name in list_models() if model_spec(name).family == "imagenet" and not name.startswith("preact_")]
 
@@ -149,7 +149,7 @@ def test_initial_distribution(name):
     options = {"num_classes": 50}
     twin_options = options | ({"init_weights": True} if name in ("inception_v3", "googlenet") else {})
     twin = torchvision.models.get_model(name, weights=None, **twin_options).state_dict()
-    for key, tensor in create_model(name, **options).state_dict().items():
+    for key, tensor in create_untrained_model(name, **options).state_dict().items():
         if twin[key].double().std(correction=0) == 0:
             assert_identical(tensor, twin[key])
         elif tensor.numel() >= 4096:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -71,6 +72,14 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
             open_picture(str(path))
     with pytest.raises(PictureError, match="No such file"):
         open_picture(str(tmp_path / "gone.png"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in folders")
+def test_a_pipe_in_a_folder_stops_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    (path,) = find_pictures([str(tmp_path)])
+    with pytest.raises(PictureError, match="not a file, but a device or a pipe"):
+        open_picture(path)
 
 
 def test_reading_ahead_keeps_order_and_bounds() -> None:

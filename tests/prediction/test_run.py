@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from collections.abc import Callable
 from itertools import islice
@@ -13,7 +14,8 @@ import pytest
 from picture_support import write_pictures
 
 from fastcnn.errors import RequestError
-from fastcnn.prediction.answer_file import Resumption, continue_answers, json_line, plan_resumption, write_failures
+from fastcnn.prediction import answer_file
+from fastcnn.prediction.answer_file import Resumption, continue_answers, plan_resumption, write_failures
 from fastcnn.prediction.predictor import Predictor, load_predictor
 from fastcnn.prediction.run import Answer, Failure, predict, read_input
 
@@ -100,10 +102,19 @@ def test_a_file_of_something_else_is_left_alone(predictor: Predictor, pictures: 
         write(predictor, path, files)
 
 
+def test_a_full_disk_names_the_file(
+    predictor: Predictor, pictures: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: object, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "answers.jsonl"
+    monkeypatch.setattr(answer_file, "_write", full)
+    with pytest.raises(RequestError, match=r"answers\.jsonl cannot be written: No space left on device"):
+        list(continue_answers(path, Resumption(0, {}, [], 0), predict(predictor, pictures(2))))
+
+
 def test_lines_are_utf8_whatever_the_name(tmp_path: Path) -> None:
-    assert json_line({"file": "Müller.png"}) == '{"file": "Müller.png"}'
     odd = b"\xff.png".decode("utf-8", "surrogateescape")
-    assert json.loads(json_line({"file": odd}))["file"] == odd
-    json_line({"file": odd}).encode()
     write_failures(tmp_path / "q.jsonl", [Failure(odd, "damaged"), Failure("b", "gone")])
     assert [json.loads(line)["reason"] for line in (tmp_path / "q.jsonl").read_text().splitlines()] == ["damaged", "gone"]

@@ -8,7 +8,7 @@ from dataset_files import write_cifar10, write_image_folder
 
 import fastcnn
 from fastcnn.export import export_onnx
-from fastcnn.models import create_model
+from fastcnn.models import create_model, create_untrained_model
 from fastcnn.training.recipe import Recipe
 from fastcnn.training.setup import train
 
@@ -45,7 +45,7 @@ def test_auxiliary_losses_count(data, tmp_path):
         result = train("googlenet_cifar10", "cifar10", data, tmp_path / str(weight), recipe)
         assert (result.history[0].aux_loss > 0) == (weight > 0)
         states[weight] = create_model("googlenet_cifar10", result.weights).state_dict()
-    start = create_model("googlenet_cifar10", seed=0).state_dict()
+    start = create_untrained_model("googlenet_cifar10", seed=0).state_dict()
     for head in ("aux1.fc.3.weight", "aux2.fc.3.weight"):
         assert torch.equal(states[0.0][head], start[head])
         assert not torch.equal(states[0.3][head], start[head])
@@ -62,7 +62,7 @@ def test_full_size_with_auxiliary_heads(name, tmp_path):
     result = train(name, "imagefolder", folder, tmp_path / "run", Recipe(epochs=1, batch_size=2, validation=2))
     (record,) = result.history
     assert record.aux_loss > 0
-    trained, start = create_model(name, result.weights), create_model(name, num_classes=2)
+    trained, start = create_model(name, result.weights), create_untrained_model(name, num_classes=2)
     heads = {"googlenet": ("aux1.fc2.weight", "aux2.fc2.weight"), "inception_v3": ("AuxLogits.fc.weight",)}[name]
     for key in (*heads, "fc.weight"):
         assert not torch.equal(trained.state_dict()[key], start.state_dict()[key])

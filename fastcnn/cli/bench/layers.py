@@ -8,17 +8,19 @@ from typing import Annotated
 import typer
 
 from fastcnn.cli import output
-from fastcnn.cli.bench.run import INTERRUPTED, batch_sizes_of, names_of
-from fastcnn.cli.options import complete_model
+from fastcnn.cli.bench.run import batch_sizes_of, names_of
+from fastcnn.cli.exit_codes import INTERRUPTED
+from fastcnn.cli.options import Force, Model
+from fastcnn.cli.progress import progress_bar
 from fastcnn.errors import BackendError, RequestError
 from fastcnn.files import check_target, write_text
 from fastcnn.precision import Precision
 
 
 def layers(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name that `fastcnn list` prints.", autocompletion=complete_model)],
+    model: Model,
     batch_size: Annotated[str, typer.Option(metavar="N,N…", help="Batch sizes, each measured apart.")] = "1,8,32,128",
-    precision: Annotated[Precision, typer.Option(help="What every implementation computes in.")] = Precision.fp16,
+    precision: Annotated[Precision, typer.Option(case_sensitive=False, help="What every implementation computes in.")] = Precision.fp16,
     implementations: Annotated[
         str | None, typer.Option(metavar="NAME,NAME…", help="Of triton_stem, triton, triton_tma, cudnn_graph and library.  [default: all]")
     ] = None,
@@ -26,7 +28,7 @@ def layers(
     choices_file: Annotated[
         Path | None, typer.Option("--choices", metavar="FILE", help="Also write the fastest of each layer in the form that ships with fastcnn.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing FILE.")] = False,
+    force: Force = False,
 ) -> None:
     """Time every implementation of every convolution of MODEL on the GPU. Ctrl-C keeps the layers that are finished."""
     batch_sizes = batch_sizes_of(batch_size)
@@ -52,7 +54,7 @@ def layers(
     from fastcnn.bench.studies.layers import table_of, time_layers, write_layers
     from fastcnn.engines.triton.options import IMPLEMENTATIONS
 
-    with output.progress_bar(name) as progress:
+    with progress_bar(name) as progress:
         report = time_layers(name, batch_sizes, precision, names=names or IMPLEMENTATIONS, progress=progress)
     columns, rows = table_of(report)
     output.note(f"{name}, {precision}, {torch.cuda.get_device_name()}")

@@ -11,9 +11,11 @@ import typer
 from fastcnn.bench.records.rows import ROWS
 from fastcnn.cli import output
 from fastcnn.cli.bench.layers import layers
-from fastcnn.cli.bench.run import CHECK_FAILED, bench
+from fastcnn.cli.bench.run import bench
 from fastcnn.cli.default_command import DefaultCommandGroup
-from fastcnn.cli.options import Json
+from fastcnn.cli.examples import examples
+from fastcnn.cli.exit_codes import CHECK_FAILED
+from fastcnn.cli.options import Force, Json
 from fastcnn.errors import RequestError
 from fastcnn.files import check_target, write_text
 
@@ -36,12 +38,12 @@ commands = typer.Typer(cls=DefaultCommandGroup, rich_markup_mode=None)
 commands.command(
     DefaultCommandGroup.default,
     hidden=True,
-    epilog=f"{_ROWS_EPILOG}\n\nAlso: fastcnn bench compare, fastcnn bench page and fastcnn bench layers (see their --help).",
+    epilog=examples("bench", f"{_ROWS_EPILOG}\n\nAlso: fastcnn bench compare, fastcnn bench page and fastcnn bench layers (see their --help)."),
 )(bench)
-commands.command(short_help="Time every implementation of every convolution of a model on the GPU.")(layers)
+commands.command(short_help="Time every implementation of every convolution of a model on the GPU.", epilog=examples("bench layers"))(layers)
 
 
-@commands.command(short_help="Compare two results, and fail if one is slower.", epilog=" ".join(_COMPARE_EPILOG.split()))
+@commands.command(short_help="Compare two results, and fail if one is slower.", epilog=examples("bench compare", " ".join(_COMPARE_EPILOG.split())))
 def compare(
     before: Annotated[Path, typer.Argument(metavar="BEFORE", help=_RESULT, show_default=False)],
     after: Annotated[Path, typer.Argument(metavar="AFTER", help="A later one.", show_default=False)],
@@ -87,14 +89,14 @@ def compare(
         raise typer.Exit(CHECK_FAILED)
 
 
-@commands.command(short_help="Make a page from a result.")
+@commands.command(short_help="Make a page from a result.", epilog=examples("bench page"))
 def page(
     result: Annotated[Path, typer.Argument(metavar="RESULT", help=_RESULT, show_default=False)],
     html_file: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE", help="The page to write.  [default: RESULT with .html in place of .json]", show_default=False),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing FILE.")] = False,
+    force: Force = False,
 ) -> None:
     """Make a page for people from a result: one HTML file that needs no network."""
     target = html_file or result.with_suffix(".html")

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastcnn.cli import output
-from fastcnn.cli.options import Device, complete_model
+from fastcnn.cli.exit_codes import CHECK_FAILED, INTERRUPTED
+from fastcnn.cli.options import Device, Force, complete_model
+from fastcnn.cli.progress import progress_bar
 from fastcnn.errors import RequestError
 from fastcnn.files import check_target
 from fastcnn.precision import Precision
@@ -19,9 +21,6 @@ from fastcnn.precision import Precision
 if TYPE_CHECKING:
     from fastcnn.bench.measuring.measure import ProgressCallback
     from fastcnn.bench.records.result import BenchmarkReport
-
-CHECK_FAILED = 1
-INTERRUPTED = 130
 
 _PEERS_HELP = "Rows by name or wildcard, as in eager,onnxruntime,fastcnn*; they are listed below.  [default: all]"
 
@@ -31,14 +30,15 @@ def bench(
         list[str] | None,
         typer.Argument(metavar="MODEL", help="Names that `fastcnn list` prints.  [default: inception_v3]", autocompletion=complete_model),
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
+    device: Annotated[Device, typer.Option(case_sensitive=False, help="Where to run.")] = Device.cpu,
     batch_size: Annotated[str, typer.Option(metavar="N,N…", help="Batch sizes, each measured apart.")] = "1,8",
     peers: Annotated[str | None, typer.Option(metavar="NAME,NAME…", help=_PEERS_HELP)] = None,
     baseline: Annotated[
         str, typer.Option(metavar="NAME", help="The row that speeds refer to; best-peer is the fastest that is not fastcnn's.")
     ] = "best-peer",
     precision: Annotated[
-        Precision, typer.Option(help="What every row computes in; its error is held against float64 by the rule of that precision.")
+        Precision,
+        typer.Option(case_sensitive=False, help="What every row computes in; its error is held against float64 by the rule of that precision."),
     ] = Precision.fp32,
     rounds: Annotated[int, typer.Option(metavar="N", help="Visits to each row, of 2 to 5 timed runs each, in an order drawn anew every round.")] = 10,
     threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads of every runtime alike.  [default: PyTorch's own count]")] = None,
@@ -54,7 +54,7 @@ def bench(
         Path | None, typer.Option("--json", metavar="FILE", help="Also write everything, all samples included; - is stdout.")
     ] = None,
     html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with plots; it needs no network.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing FILE.")] = False,
+    force: Force = False,
 ) -> None:
     """Time a model here in every runtime that can run it, each first checked against the reference. Ctrl-C keeps what is finished."""
     batch_sizes = batch_sizes_of(batch_size)
@@ -128,24 +128,7 @@ def batch_sizes_of(text: str) -> list[int]:
 @contextlib.contextmanager
 def _progress(title: str) -> Iterator[ProgressCallback]:
     """A bar on stderr for one model and batch size; one plain line where nobody watches."""
-    from fastcnn.bench.measuring.measure import no_progress
-
-    screen = output.console(stderr=True)
-    if not screen.is_terminal:
+    if not output.console(stderr=True).is_terminal:
         output.note(f"measuring {title}")
-        yield no_progress
-        return
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (TextColumn(f"{title}: {{task.description}}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, redirect_stdout=False) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def show(phase: str, done: int, total: int, what: str) -> None:
-            if phase not in tasks:  # the speed of preparing says nothing about that of timing: each has its own clock
-                for task in tasks.values():
-                    bar.update(task, visible=False)
-                tasks[phase] = bar.add_task(phase, total=total)
-            bar.update(tasks[phase], completed=done, total=total, description=f"{phase} ({what})")
-
-        yield show
+    with progress_bar(title) as advance:
+        yield lambda phase, done, total, what: advance(done, total, f"{title}: {phase} ({what})")

@@ -14,6 +14,7 @@ from fastcnn.engines.triton.steps import build_network, followers
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.passes import STANDARD_PASSES, run_passes
 from fastcnn.graph.plan import PlanRow, op_name
+from fastcnn.target import Target
 
 if TYPE_CHECKING:
     from fastcnn.engines.triton.executor import Executor
@@ -50,17 +51,18 @@ class TritonEngine:
         capability = torch.cuda.get_device_capability()
         return None if capability >= _OLDEST else f"the GPU has compute capability {'.'.join(map(str, capability))}, at least 8.0 is needed"
 
-    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        if dtype not in _DTYPES:
-            return f"it computes in {', '.join(str(known).removeprefix('torch.') for known in _DTYPES)}, not {str(dtype).removeprefix('torch.')}"
-        if device.type == "cuda" or (device.type == "cpu" and _interprets()):
+    def unsupported(self, target: Target) -> str | None:
+        if target.dtype not in _DTYPES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            return f"it computes in {known}, not {str(target.dtype).removeprefix('torch.')}"
+        if target.device.type == "cuda" or (target.device.type == "cpu" and _interprets()):
             return None
-        return f"it runs on a CUDA device and the model is on {device}: move model and example there with .cuda()"
+        return f"it runs on a CUDA device and the model is on {target.device}: move model and example there with .cuda()"
 
     def unfit_for_auto(self) -> str | None:
         return "Triton interprets its kernels in this process, which is for tests" if importlib.util.find_spec("triton") and _interprets() else None
 
-    def lower(self, captured: CapturedGraph, dtype: torch.dtype, artifact: bytes | None = None) -> Lowered:
+    def lower(self, captured: CapturedGraph, target: Target, artifact: bytes | None = None) -> Lowered:
         own = [*(["merge_sibling_projections"] if self.options.merge_siblings else []), "fuse_convolution_epilogue"]
         # In the order of libraries and, for most channel counts, of our kernels: one copy serves both and the graph that is saved.
         for name, tensor in captured.constants().items():
@@ -68,14 +70,13 @@ class TritonEngine:
                 captured.set_constant(name, tensor.contiguous(memory_format=torch.channels_last))
         fused, reports = run_passes(captured, own)
         # Merging computes in float64.
-        fused.cast_constants(dtype, copy=False)
+        fused.cast_constants(target.dtype, copy=False)
         # Here, not above: without Triton the engine must still be able to say that it lacks it.
         from fastcnn.engines.triton.executor import Executor
 
-        network = build_network(fused)
-        device = next((tensor.device for tensor in fused.constants().values()), torch.device("cpu"))
-        executor = Executor(network, device, dtype, self.options)
-        return Lowered(executor.run, lambda: _rows(executor, fused.usual_batch), reports, propagates_nan=True, converts=True, memory=executor.memory)
+        network = build_network(fused, target)
+        executor = Executor(network, target.device, target.dtype, self.options)
+        return Lowered(executor.run, lambda: _rows(executor, target.usual_batch), reports, propagates_nan=True, converts=True, memory=executor.memory)
 
 
 def _interprets() -> bool:
@@ -95,7 +96,7 @@ def _rows(executor: Executor, batch: int) -> tuple[PlanRow, ...]:
     shares = list(times)
     if executor.device.type == "cuda":
         times = [*executor.time_launches(batch)]
-        ceilings = measure_ceilings(executor.device, program.dtype, program.network.captured.allow_tf32)
+        ceilings = measure_ceilings(executor.device, program.dtype, program.network.target.tf32)
         shares = [
             ceilings.milliseconds(sum(flops for flops, _ in steps), sum(bytes_ for _, bytes_ in steps)) / time if time else None
             for steps, time in zip(work, times, strict=True)

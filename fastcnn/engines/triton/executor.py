@@ -104,7 +104,7 @@ class Executor:
         """The size of the program that serves `count` pictures."""
         if not self._uses_graph or not self._network.per_picture or count in self._ready:
             return count
-        usual = self._network.captured.usual_batch
+        usual = self._network.target.usual_batch
         step = _SIZES[-1]
         larger = [size for size in (*_SIZES, usual) if size >= count] or [-(-count // step) * step]
         return min(larger)
@@ -182,7 +182,7 @@ class Executor:
             stack.enter_context(torch.autocast(self.device.type, enabled=False))
             if self._is_cuda:
                 stack.enter_context(torch.cuda.device(self.device))
-            stack.enter_context(float32_products(tf32=self._network.captured.allow_tf32))
+            stack.enter_context(float32_products(tf32=self._network.target.tf32))
             yield
 
     def _input_shape(self, program: Program) -> tuple[int, ...]:

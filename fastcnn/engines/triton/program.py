@@ -160,7 +160,7 @@ class Program:
             in_pitch=in_channels,
             pieces=pieces,
             out_pitches=pieces,
-            tf32=self.dtype == torch.float32 and self.network.captured.allow_tf32,
+            tf32=self.network.target.tf32,
         )
 
     def _problem(self, step: ConvolutionStep, ideal: Placement) -> ConvProblem:

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from fastcnn.errors import BackendError
 from fastcnn.graph.ir import CapturedGraph, Convolution, arguments, aten, only_user, pair
 from fastcnn.graph.ops import fused_conv2d
+from fastcnn.target import Target
 
 MAX_PIECES = 4
 
@@ -105,6 +106,7 @@ class Network:
     """
 
     captured: CapturedGraph
+    target: Target
     steps: tuple[Step, ...]
     views: dict[fx.Node, tuple[fx.Node, int]]
     per_picture: bool
@@ -114,13 +116,13 @@ class Network:
         return [step for step in self.steps if isinstance(step, ConvolutionStep)]
 
 
-def build_network(captured: CapturedGraph) -> Network:
+def build_network(captured: CapturedGraph, target: Target) -> Network:
     """Match steps in a graph that was fused by `fuse_convolution_epilogue`.
 
     Raises:
         BackendError: an operation cannot be placed; names it and its module.
     """
-    return _Matcher(captured).network()
+    return _Matcher(captured).network(target)
 
 
 def is_picture(node: object) -> bool:
@@ -137,13 +139,13 @@ class _Matcher:
         self.done: set[fx.Node] = set()
         self.per_picture = True
 
-    def network(self) -> Network:
+    def network(self, target: Target) -> Network:
         positions = {node: index for index, node in enumerate(self.captured.graph.nodes)}
         for node in self.captured.calls():
             if node not in self.done:
                 self._match(node)
         self.steps.sort(key=lambda step: positions[step.node])
-        return Network(self.captured, tuple(self.steps), self.views, self.per_picture)
+        return Network(self.captured, target, tuple(self.steps), self.views, self.per_picture)
 
     def _match(self, node: fx.Node) -> None:
         step: Step | None = None

@@ -9,12 +9,13 @@ from fastcnn.bench.peers.subject import Subject
 
 @pytest.mark.parametrize("name", ["inception_v3", "simple_cnn"])
 def test_weights_under_test_keep_the_signal_within_float16(name: str) -> None:
-    from fastcnn.bench.peers.subject import model_under_test
+    from fastcnn.bench.peers.subject import WEIGHTS, model_under_test
     from fastcnn.models import model_spec
 
     channels, height, _ = model_spec(name).input_size
     size = 75 if height > 100 else height
     model = model_under_test(name)
+    assert model.fastcnn_info.weights == WEIGHTS
     with torch.no_grad():
         output = model(torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0)))
         again = model_under_test(name)(torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0)))

@@ -43,6 +43,7 @@ def test_row_computes_the_model_and_keeps_it_as_it_was(name: str, subject: Subje
 def test_every_row_is_explained_in_the_order_of_the_table() -> None:
     assert list(ROWS) == list(PEERS)
     assert PEERS[OUR_ROW].ours
+    assert max(map(len, ROWS.values())) + len(max(ROWS, key=len)) <= 76  # the help has two columns and margins on 80
 
 
 def test_selecting_rows() -> None:

@@ -20,6 +20,7 @@ from fastcnn.errors import BackendError
 from fastcnn.kernels import count_launches
 from fastcnn.optimization import Builder
 from fastcnn.optimized_module import OptimizedModule
+from fastcnn.target import Target
 
 NO_CACHE = TritonOptions(use_cache=False)
 
@@ -320,7 +321,7 @@ def test_without_a_gpu(monkeypatch):
 
     with pytest.raises(BackendError, match=r"^backend 'triton' cannot run here: there is no CUDA device$"):
         fastcnn.optimize(fastcnn.create_model("simple_cnn"), images(1, 1, 28, 28), backend="triton")
-    assert "move model and example there" in (TritonEngine().unsupported(torch.device("cpu"), torch.float32) or "")
+    assert "move model and example there" in (TritonEngine().unsupported(Target(torch.device("cpu"), torch.float32)) or "")
 
 
 def test_auto_does_not_try_the_interpreter():

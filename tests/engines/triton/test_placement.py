@@ -23,6 +23,7 @@ from fastcnn.engines.triton.steps import (
 from fastcnn.errors import BackendError
 from fastcnn.graph.capture import capture
 from fastcnn.graph.passes import STANDARD_PASSES, run_passes
+from fastcnn.target import Target
 
 PASSES = [name for name in STANDARD_PASSES if name != "pool_to_depthwise_convolution"]
 
@@ -30,7 +31,7 @@ PASSES = [name for name in STANDARD_PASSES if name != "pool_to_depthwise_convolu
 def network_of(model: nn.Module, channels: int = 4, size: int = 8) -> Network:
     fused, _ = run_passes(capture(model, images(2, channels, size, size)), [*PASSES, "merge_sibling_projections", "fuse_convolution_epilogue"])
     fused.cast_constants(torch.float32)
-    return build_network(fused)
+    return build_network(fused, Target(torch.device("cpu"), torch.float32))
 
 
 def kinds(network: Network) -> list[str]:

@@ -1,0 +1,80 @@
+"""The examples at the end of every `--help` page, by the command that they are of."""
+
+from __future__ import annotations
+
+# Each is what it does, and the command; tests/cli/test_examples.py parses every one as the shell and the command would.
+EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
+    "": (
+        ("a model as a file that was checked in its own runtime", "fastcnn export inception_v3 --onnx"),
+        ("what is on the pictures of a folder", "fastcnn predict inception_v3.onnx photos"),
+    ),
+    "list": (
+        ("every ResNet, those with pre-activation too", 'fastcnn list "*resnet*"'),
+        ("the whole table for a program", "fastcnn list --json"),
+    ),
+    "info": (
+        ("layers, shapes and parameters", "fastcnn info resnet50"),
+        ("and what is fused for ONNX Runtime", "fastcnn info inception_v3 --plan --backend onnxruntime"),
+    ),
+    "export": (
+        ("inception_v3.onnx, for any batch size", "fastcnn export inception_v3 --onnx"),
+        (
+            "trained weights in float16, for batches of 8",
+            "fastcnn export resnet50 -o r50.pt2 --weights r50.pth --precision fp16 --batch-size 8",
+        ),
+    ),
+    "predict": (
+        ("the three likeliest classes of each picture", "fastcnn predict inception_v3.onnx 'photos/*.jpg' --top-k 3"),
+        (
+            "a large folder, so that a stopped run can go on",
+            "fastcnn predict resnet50 photos --weights r50.pth -o answers.jsonl --quarantine bad.jsonl --resume",
+        ),
+    ),
+    "verify": (
+        ("whether a file still computes what it did when it was written", "fastcnn verify inception_v3.onnx"),
+        ("the figures for a program", "fastcnn verify inception_v3.onnx --json"),
+    ),
+    "bench": (
+        ("two sizes of batch, beside every runtime that is installed", "fastcnn bench inception_v3 --batch-size 1,8"),
+        ("some rows only, with a page of plots", "fastcnn bench resnet50 --peers 'eager,onnxruntime,fastcnn*' --html r50.html"),
+    ),
+    "bench compare": (
+        ("how much faster each row became", "fastcnn bench compare old.json new.json"),
+        ("for a pipeline: exit code 1 where a row of ours became slower", "fastcnn bench compare old.json new.json --fail-if-slower 5%"),
+    ),
+    "bench page": (
+        ("new.html, beside the result", "fastcnn bench page new.json"),
+        ("under another name, over an older one", "fastcnn bench page new.json --html report.html --force"),
+    ),
+    "bench layers": (
+        ("every implementation of every convolution, in float16", "fastcnn bench layers inception_v3"),
+        ("one batch size, every time in a file", "fastcnn bench layers resnet50 --batch-size 32 --json layers.json"),
+    ),
+    "train": (
+        ("ten epochs, the weights in runs/inception_mnist-mnist", "fastcnn train inception_mnist --dataset mnist --data DIR"),
+        ("on after Ctrl-C, where the run stopped", "fastcnn train inception_mnist --dataset mnist --data DIR --resume"),
+    ),
+    "evaluate": (
+        ("the accuracy of trained weights", "fastcnn evaluate inception_mnist --weights mnist --dataset mnist --data DIR"),
+        (
+            "the pictures on which a file and a model disagree",
+            "fastcnn evaluate --compare m.onnx simple_cnn --weights mnist --dataset mnist --data DIR --sheet differ.png",
+        ),
+    ),
+    "env": (
+        ("what can run here, and why the rest cannot", "fastcnn env"),
+        ("to go with a report of a problem", "fastcnn env --json"),
+    ),
+}
+
+
+def examples(command: str, note: str = "") -> str:
+    """The end of a help page: a note, then the examples of a command, kept line by line.
+
+    Args:
+        command: as the shell spells it after `fastcnn`, "bench compare" for one.
+    """
+    lines = ["\b", "Examples:"]  # \b: click does not fill the lines of this paragraph
+    for what, example in EXAMPLES[command]:
+        lines += [f"  # {what}", f"  {example}"]
+    return "\n".join([note, "", *lines] if note else lines)

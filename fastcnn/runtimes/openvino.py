@@ -1,0 +1,62 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+from fastcnn.errors import BackendError
+
+
+def import_openvino() -> Any:
+    """The `openvino` package, without the report that its import sends to an analytics host.
+
+    OpenVINO does without the `openvino_telemetry` package where that is not installed; for the time of the first import it looks so. A program that
+    imported `openvino` before keeps what it has, and a later import of `openvino_telemetry` gives the true package.
+
+    Raises:
+        BackendError: it is not installed.
+    """
+    reporting = "openvino_telemetry"
+    hidden = "openvino" not in sys.modules and reporting not in sys.modules
+    if hidden:
+        sys.modules[reporting] = None  # type: ignore[assignment] # how Python marks a module that cannot be imported
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendError(f"openvino cannot be imported: {error} (pip install 'fastcnn[openvino]')") from error
+    finally:
+        if hidden:
+            sys.modules.pop(reporting, None)
+    return openvino
+
+
+def compile_model(model: bytes, *, precision: str = "f32", threads: int | None = None, batch_size: int | None = None) -> Any:
+    """An `openvino.CompiledModel` for the CPU.
+
+    Args:
+        model: the bytes of an ONNX model.
+        precision: "f32" or "bf16", OpenVINO's names. It lowers the precision by itself where the CPU has fast bfloat16, unless it is told one.
+        threads: the runtime's own choice by default. All of them work on one call at a time, as in PyTorch, however many cores and sockets there are.
+        batch_size: the only one that it will take; any by default.
+
+    Raises:
+        BackendError: the runtime is not installed, refuses the model, or would compute in another precision.
+    """
+    openvino = import_openvino()
+    core = openvino.Core()
+    options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision}
+    if threads:
+        options["INFERENCE_NUM_THREADS"] = threads
+    try:
+        network = core.read_model(io.BytesIO(model))
+        if batch_size is not None:
+            network.reshape([batch_size, *list(network.inputs[0].partial_shape)[1:]])
+        compiled = core.compile_model(network, "CPU", options)
+    except RuntimeError as error:
+        raise BackendError(f"OpenVINO cannot compile the model: {' '.join(str(error).split())}") from error
+    chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if chosen != precision:
+        raise BackendError(f"OpenVINO would compute in {chosen} on this CPU, {precision} was asked for")
+    return compiled
