@@ -22,7 +22,7 @@ from fastcnn.cli import output
 from fastcnn.cli.bench.results import commands as bench_commands
 from fastcnn.cli.env import env
 from fastcnn.cli.evaluate import evaluate
-from fastcnn.cli.examples import examples
+from fastcnn.cli.examples import PREPROCESSING, examples
 from fastcnn.cli.exit_codes import BAD_REQUEST, BROKEN_PIPE, CHECK_FAILED, DEFECT, DONE, INTERRUPTED
 from fastcnn.cli.export import export
 from fastcnn.cli.info import info
@@ -142,7 +142,7 @@ def root(
 app.command("list", short_help="List the models.", epilog=examples("list"))(list_models)
 app.command("info", short_help="Show a model's layers, and what is fused.", epilog=examples("info"))(info)
 app.command("export", short_help="Write a model to a file and check the file.", epilog=examples("export"))(export)
-app.command("predict", short_help="Say what is on pictures.", epilog=examples("predict"))(predict)
+app.command("predict", short_help="Say what is on pictures.", epilog=examples("predict", PREPROCESSING))(predict)
 app.command("verify", short_help="Check an exported file again.", epilog=examples("verify"))(verify)
 app.add_typer(bench_commands, name="bench", short_help="Time models beside other runtimes.")
 app.command("train", short_help="Train a model on a dataset.", epilog=examples("train"))(train)
