@@ -61,6 +61,7 @@ class CommandLine(TyperGroup):
         sys.exit(code if isinstance(code, int) else DONE)
 
     def invoke(self, ctx: Any) -> Any:
+        """As in typer, but every exception of a command becomes a line on stderr and an exit code."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -134,6 +135,7 @@ def root(
     version: Annotated[bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and leave.")] = False,
     debug: Annotated[bool, typer.Option("--debug", envvar="FASTCNN_DEBUG", help="Show debug logs, and the traceback of an error.")] = False,
 ) -> None:
+    """What stands before a command; without one, the help."""
     output.set_up_streams(debug)
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
