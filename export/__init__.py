@@ -9,10 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastcnn.export.description import read_metadata
     from fastcnn.export.exporter import export_onnx, export_pt2, export_torchscript
     from fastcnn.export.onnx_lowering import lower_to_onnx
     from fastcnn.export.report import ExportReport
-    from fastcnn.export.verification import read_metadata, verify_file
+    from fastcnn.export.verification import verify_file
 
 _HOME = {
     "ExportReport": "report",
@@ -20,7 +21,7 @@ _HOME = {
     "export_pt2": "exporter",
     "export_torchscript": "exporter",
     "lower_to_onnx": "onnx_lowering",
-    "read_metadata": "verification",
+    "read_metadata": "description",
     "verify_file": "verification",
 }
 

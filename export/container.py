@@ -18,10 +18,7 @@ import onnx
 import onnx.numpy_helper
 
 from fastcnn.errors import FileFormatError, RequestError
-from fastcnn.export.formats import FORMATS
-
-# The entry that holds our metadata in every format.
-KEY = "fastcnn"
+from fastcnn.export.description import KEY, ZIP_MAGIC, parse, refuse_weights
 
 _ALIGNMENT = 64  # of tensor bytes in the archive, as PyTorch writes them, so that they can be memory-mapped
 _WEIGHT_RECORDS = re.compile(r"(constants|data|data/weights|data/constants)/[^/]+")
@@ -79,17 +76,10 @@ def read_container(path: Path) -> tuple[Container, dict[str, Any]]:
     if not path.is_file():
         raise RequestError(f"{path} is a folder" if path.is_dir() else f"{path} does not exist")
     with path.open("rb") as file:
-        magic = file.read(4)
-    container, text = _read_archive(path) if magic == b"PK\x03\x04" else _read_onnx(path)
-    if text is None:
-        raise FileFormatError(f"{path} was not exported by fastcnn: it is {FORMATS[container.format].title}, but lacks the metadata entry {KEY!r}")
-    try:
-        metadata = json.loads(text)
-    except ValueError as error:
-        raise FileFormatError(f"{path} has damaged metadata: {error}") from error
-    if not isinstance(metadata, dict):
-        raise FileFormatError(f"{path} has damaged metadata: a JSON object was expected")
-    return container, metadata
+        start = file.read(9)
+    refuse_weights(path, start)
+    container, text = _read_archive(path) if start.startswith(ZIP_MAGIC) else _read_onnx(path)
+    return container, parse(path, container.format, text)
 
 
 # -- ONNX --------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,16 +13,6 @@ from fastcnn.export.container import read_container
 from fastcnn.export.runtimes import runtimes_for
 from fastcnn.export.seal import changed_sections
 from fastcnn.parity import BatchParity, Expected, ParityReport, compare
-
-
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a file that fastcnn exported says of itself: model, versions, input, labels, weights, parity figures and the golden pair.
-
-    Raises:
-        RequestError: no such file.
-        FileFormatError: truncated, of another format, or not exported by fastcnn.
-    """
-    return read_container(Path(path))[1]
 
 
 def verify_file(path: str | os.PathLike[str]) -> ParityReport:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from fastcnn.errors import FastcnnError, InputError, RequestError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
 T = TypeVar("T")
@@ -171,6 +173,44 @@ def to_mode(image: Image, mode: Literal["RGB", "L"]) -> Image:
         return image if image.mode == mode else image.convert(mode)
     except ValueError as error:
         raise InputError(f"a picture of mode {image.mode} cannot be converted to {mode}: {error}") from error
+
+
+def resize(image: Image, size: int | tuple[int, int], interpolation: str) -> Image:
+    """A picture at another size, low-pass filtered where it shrinks.
+
+    Args:
+        size: of the shorter side, where the longer one becomes what keeps the aspect ratio, rounded down; or (height, width).
+        interpolation: one of `fastcnn.preprocessing.INTERPOLATIONS`.
+    """
+    from PIL.Image import Resampling
+
+    if isinstance(size, int):
+        width, height = image.size
+        longer = int(size * max(width, height) / min(width, height))
+        size = (longer, size) if height >= width else (size, longer)
+    return image.resize((size[1], size[0]), Resampling[interpolation.upper()])
+
+
+def pixels_of(image: Image) -> NDArray[np.uint8]:
+    """A picture of 8 bits a channel → [H, W, C] uint8."""
+    import numpy as np
+
+    pixels = np.asarray(image)
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def crop_middle(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """[H, W, C] → [height, width, C] from the middle, a side that is too short padded with zeros.
+
+    Of an odd number of pixels to cut away, rounded to even, as torchvision does it; of one to add, the odd one is behind the picture.
+    """
+    import numpy as np
+
+    missing = [max(0, want - have) for want, have in zip(size, pixels.shape, strict=False)]
+    if any(missing):
+        pixels = np.pad(pixels, [*((short // 2, (short + 1) // 2) for short in missing), (0, 0)])
+    top, left = (round((have - want) / 2) for want, have in zip(size, pixels.shape, strict=False))
+    return pixels[top : top + size[0], left : left + size[1]]
 
 
 def _eight_bits(image: Image) -> Image:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastcnn.errors import InputError, RequestError
-from fastcnn.pictures import to_mode
+from fastcnn.pictures import crop_middle, pixels_of, resize, to_mode
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
 
@@ -185,23 +187,42 @@ class Preprocessing:
         return self.normalize(self.pixels(image))
 
     def pixels(self, image: Image) -> Tensor:
-        """A picture of any mode → [C, H, W] uint8: upright as EXIF says, converted, resized, cropped; not yet scaled. Errors as in `__call__`."""
+        """`levels` as a tensor."""
         import torch
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import functional as F
+
+        return torch.from_numpy(self.levels(image))
+
+    def levels(self, image: Image) -> NDArray[np.uint8]:
+        """A picture of any mode → [C, H, W] uint8: upright as EXIF says, converted, resized, cropped; not yet scaled. Errors as in `__call__`.
+
+        PyTorch is imported only to resize without antialias, which Pillow cannot do.
+        """
+        import numpy as np
 
         image = to_mode(image, "L" if self.channels == "L" else "RGB")
-        picture: Any = image
         if self.resize is not None:
             _check_growth(image, self.resize)
-            size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
             if not self.antialias:
-                picture = F.pil_to_tensor(image)
-            picture = F.resize(picture, size, InterpolationMode(self.interpolation), antialias=self.antialias)
+                pixels = _resize_aliased(image, self.resize, self.interpolation)
+            else:
+                pixels = pixels_of(resize(image, self.resize, self.interpolation))
+        else:
+            pixels = pixels_of(image)
         if self.crop is not None:
-            picture = F.center_crop(picture, list(self.crop))
-        pixels = picture if isinstance(picture, torch.Tensor) else F.pil_to_tensor(picture)
-        return pixels.flip(0) if self.channels == "BGR" else pixels
+            pixels = crop_middle(pixels, self.crop)
+        pixels = pixels[..., ::-1] if self.channels == "BGR" else pixels
+        return np.array(pixels.transpose(2, 0, 1), order="C")  # a copy: Pillow's own memory is not to be written to
+
+    def level_table(self) -> NDArray[np.float32]:
+        """[C, 256] float32: each level of each channel, scaled and normalised; the bits of `normalize`, in NumPy."""
+        import numpy as np
+
+        low, high = self.value_range
+        values = np.arange(256, dtype=np.float32) / np.float32(255)
+        if (low, high) != (0.0, 1.0):
+            values = values * np.float32(high - low) + np.float32(low)
+        mean, std = (np.array(stats, np.float32)[:, None] for stats in (self.mean, self.std))
+        return (values - mean) / std
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """[..., C, H, W] uint8 → float32 of the same shape, on the same device. Raises InputError for another dtype or channel count."""
@@ -230,7 +251,14 @@ class Preprocessing:
             raise InputError(f"expected pictures of N×{_by(self.output_shape)}, got {_by(batch.shape)}")
         if not batch.numel():
             return
-        least, most = (of(batch.detach(), dim=(0, 2, 3)).tolist() for of in (torch.amin, torch.amax))
+        self.check_range(*(of(batch.detach(), dim=(0, 2, 3)).tolist() for of in (torch.amin, torch.amax)))
+
+    def check_range(self, least: Sequence[float], most: Sequence[float]) -> None:
+        """Whether normalised pictures with these smallest and largest values of each channel can have come from this description.
+
+        Raises:
+            InputError: they cannot; the text says what they look like instead.
+        """
         for channel, (smallest, largest, (low, high)) in enumerate(zip(least, most, self.bounds(), strict=True)):
             slack = _SLACK * (high - low)
             if not (low - slack <= smallest and largest <= high + slack):
@@ -238,6 +266,16 @@ class Preprocessing:
                     f"channel {channel} runs from {smallest:.4g} to {largest:.4g}, but its normalisation gives {low:.4g} to {high:.4g}: "
                     "these pictures were scaled or normalised in another way"
                 )
+
+
+def _resize_aliased(image: Image, size: int | tuple[int, int], interpolation: str) -> NDArray[np.uint8]:
+    """[H, W, C] as PyTorch resizes tensors without a filter."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as F
+
+    sides = [size] if isinstance(size, int) else list(size)
+    resized = F.resize(F.pil_to_tensor(image), sides, InterpolationMode(interpolation), antialias=False)
+    return resized.permute(1, 2, 0).numpy()
 
 
 def _check_growth(image: Image, resize: int | tuple[int, int]) -> None:

@@ -211,7 +211,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (SafetensorError, OSError) as error:
         raise FileFormatError(f"{path} is not a whole safetensors file: {error}") from error
     if _KEY not in metadata:
-        raise FileFormatError(f"{path} was not written by fastcnn.save: it holds weights only; load them with create_model(…, weights={path.name!r})")
+        raise FileFormatError(
+            f"{path} was not written by fastcnn.save: it holds weights only; name the model that they belong to, "
+            f"as in `fastcnn predict MODEL --weights {path}` or create_model(…, weights={path.name!r})"
+        )
     digest, _, text = metadata[_KEY].partition(" ")
     if _text_digest(text) != digest:
         raise FileFormatError(f"{path}: the description of the model is not what was saved: the file is damaged")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -12,13 +13,15 @@ import pytest
 import torch
 import torchvision.models
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
 from torchvision.transforms._presets import ImageClassification
 
 from fastcnn.errors import InputError, RequestError
 from fastcnn.models import create_model, list_models, model_spec
 from fastcnn.models.preprocessing_of import preprocessing_of
 from fastcnn.pictures import to_mode
-from fastcnn.preprocessing import Preprocessing
+from fastcnn.preprocessing import INTERPOLATIONS, Preprocessing
 
 SMALL = Preprocessing("RGB", 20, (16, 16), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 PUBLISHED = [
@@ -48,6 +51,49 @@ def test_sizes_bit_for_bit(size, interpolation):
     mode = torchvision.transforms.InterpolationMode(interpolation)
     preset = ImageClassification(crop_size=65, resize_size=72, interpolation=mode)
     assert torch.equal(Preprocessing.from_torchvision(preset)(picture(*size)), preset(picture(*size)))
+
+
+@pytest.mark.parametrize("size", [(517, 401), (64, 65), (65, 64), (40, 90), (91, 30), (7, 5), (1, 3)], ids=str)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize(
+    ("resize", "crop"),
+    [*itertools.product([None, 64, 71, (64, 65), (80, 33)], [(64, 65), (33, 20), (95, 18)]), ((64, 65), None), ((80, 33), None)],
+    ids=str,
+)
+def test_pillow_and_numpy_do_what_torchvision_does_to_pictures(size, interpolation, resize, crop):
+    for channels, image in (("RGB", picture(*size)), ("BGR", picture(*size)), ("L", picture(*size, mode="L"))):
+        wanted = image
+        if resize is not None:
+            sides = [resize] if isinstance(resize, int) else list(resize)
+            wanted = F.resize(wanted, sides, InterpolationMode(interpolation))
+        if crop is not None:
+            wanted = F.center_crop(wanted, list(crop))
+        wanted = F.pil_to_tensor(wanted)
+        statistics = {"mean": (0.0,), "std": (1.0,)} if channels == "L" else {}
+        pixels = Preprocessing(channels, resize, crop, interpolation, **statistics).pixels(image)
+        assert torch.equal(pixels, wanted.flip(0) if channels == "BGR" else wanted)
+        assert pixels.is_contiguous()
+
+
+@pytest.mark.parametrize("name", ["resnet50", "inception_v4", "simple_cnn", "vgg_cifar10"])
+@pytest.mark.parametrize("value_range", [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.1, 0.7)], ids=str)
+def test_the_table_of_levels_is_the_normalisation_bit_for_bit(name, value_range):
+    own = dataclasses.replace(model_spec(name).preprocessing, value_range=value_range)
+    levels = torch.arange(256, dtype=torch.uint8).expand(own.channel_count, 1, 256)
+    assert torch.equal(torch.from_numpy(own.level_table()), own.normalize(levels)[:, 0])
+
+
+def test_pixels_need_no_torch():
+    code = """
+import sys
+import numpy as np
+from PIL import Image
+from fastcnn.models import model_spec
+own = model_spec("resnet50").preprocessing
+print(own.levels(Image.new("RGB", (300, 400))).shape, own.level_table().shape, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(3, 224, 224) (3, 256) False"
 
 
 def test_without_antialias_is_what_torchvision_does_to_tensors():

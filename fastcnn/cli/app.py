@@ -22,7 +22,7 @@ from fastcnn.cli import output
 from fastcnn.cli.bench.results import commands as bench_commands
 from fastcnn.cli.env import env
 from fastcnn.cli.evaluate import evaluate
-from fastcnn.cli.examples import examples
+from fastcnn.cli.examples import PREPROCESSING, examples
 from fastcnn.cli.exit_codes import BAD_REQUEST, BROKEN_PIPE, CHECK_FAILED, DEFECT, DONE, INTERRUPTED
 from fastcnn.cli.export import export
 from fastcnn.cli.info import info
@@ -61,6 +61,7 @@ class CommandLine(TyperGroup):
         sys.exit(code if isinstance(code, int) else DONE)
 
     def invoke(self, ctx: Any) -> Any:
+        """As in typer, but every exception of a command becomes a line on stderr and an exit code."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -134,6 +135,7 @@ def root(
     version: Annotated[bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and leave.")] = False,
     debug: Annotated[bool, typer.Option("--debug", envvar="FASTCNN_DEBUG", help="Show debug logs, and the traceback of an error.")] = False,
 ) -> None:
+    """What stands before a command; without one, the help."""
     output.set_up_streams(debug)
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
@@ -142,7 +144,7 @@ def root(
 app.command("list", short_help="List the models.", epilog=examples("list"))(list_models)
 app.command("info", short_help="Show a model's layers, and what is fused.", epilog=examples("info"))(info)
 app.command("export", short_help="Write a model to a file and check the file.", epilog=examples("export"))(export)
-app.command("predict", short_help="Say what is on pictures.", epilog=examples("predict"))(predict)
+app.command("predict", short_help="Say what is on pictures.", epilog=examples("predict", PREPROCESSING))(predict)
 app.command("verify", short_help="Check an exported file again.", epilog=examples("verify"))(verify)
 app.add_typer(bench_commands, name="bench", short_help="Time models beside other runtimes.")
 app.command("train", short_help="Train a model on a dataset.", epilog=examples("train"))(train)

@@ -16,6 +16,7 @@ class DefaultCommandGroup(TyperGroup):
     default: ClassVar[str] = "run"
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """As in typer, for the subcommand named first, or else for the default one under the group's name."""
         completing = extra.get("resilient_parsing", False)
         if (args and args[0] in self.commands) or (completing and not args):
             return super().make_context(info_name, args, parent, **extra)

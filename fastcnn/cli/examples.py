@@ -68,6 +68,19 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
+# An example that parses (tests/cli/test_examples.py), and the docstring of fastcnn.preprocessing.Preprocessing in short.
+PREPROCESSING = """\b
+The file of --preprocessing says how a picture becomes the input, in this order:
+  {"channels": "RGB",              or BGR, or L for grey
+   "resize": 256,                  the shorter side, or [height, width], or null
+   "crop": [224, 224],             height and width from the middle, or null
+   "interpolation": "bilinear",    or nearest, bicubic, lanczos, box, hamming
+   "antialias": true,              as Pillow resizes
+   "value_range": [0.0, 1.0],      what 0 and 255 become; then (value - mean) / std
+   "mean": [0.485, 0.456, 0.406],  one number a channel
+   "std": [0.229, 0.224, 0.225]}"""
+
+
 def examples(command: str, note: str = "") -> str:
     """The end of a help page: a note, then the examples of a command, kept line by line.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from fastcnn.cores import usable_cores
+from fastcnn.errors import WeightsError
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
 class DatasetName(StrEnum):
@@ -49,6 +53,13 @@ def own_spelling(given: Any) -> Any:
     return f"{resolve(name) or name}{at}{backend}"
 
 
+def existing_weights(given: str | None) -> str | None:
+    """What --weights says, unless it means a file that is not there: that is told before PyTorch is imported."""
+    if given is not None and (given.endswith(WEIGHT_SUFFIXES) or os.sep in given) and not Path(given).exists():
+        raise WeightsError(f"weight file {given} does not exist")
+    return given
+
+
 def default_workers() -> int:
     """Processes that decode pictures, where `--workers` does not say: one a core, but for the one that the network runs on."""
     return min(8, usable_cores() - 1)
@@ -69,6 +80,7 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         metavar="W",
+        callback=existing_weights,
         help="Of a model: a .safetensors or .pth file, a torchvision weights name, or mnist.  [default: seeded random weights]",
     ),
 ]

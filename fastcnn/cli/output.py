@@ -73,14 +73,17 @@ def line(text: str, label: str = "", colour: str = "") -> None:
 
 
 def error(text: str) -> None:
+    """One line on stderr: why the command does not do what was asked."""
     line(text, "error", _RED)
 
 
 def warning(text: str) -> None:
+    """One line on stderr: what was done, but perhaps not as it was meant."""
     line(text, "warning", _YELLOW)
 
 
 def note(text: str) -> None:
+    """One line on stderr: what is good to know."""
     line(text, "note", _DIM)
 
 

@@ -50,7 +50,7 @@ def predict(
     workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads that decode pictures.  [default: one a core]")] = None,
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, in place of the source's own.")] = None,
     preprocessing: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A JSON description of the preprocessing, in place of the source's.")
+        Path | None, typer.Option(metavar="FILE", help="A JSON object, described below, in place of the source's own preprocessing.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line on stdout instead of a table.")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the JSON lines to FILE, batch by batch.")] = None,

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
+from fastcnn.cores import usable_cores
 from fastcnn.errors import FileFormatError, InputError, RequestError
 from fastcnn.models.preprocessing_of import preprocessing_of
-from fastcnn.optimized_module import OptimizedModule
 from fastcnn.pictures import to_mode
 from fastcnn.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +55,17 @@ class Predictor:
     _table: NDArray[np.float32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # Every level of every channel, normalised once: a look-up gives the bits of the computation, and starts no threads of PyTorch's own.
-        levels = torch.arange(256, dtype=torch.uint8).expand(self.preprocessing.channel_count, 1, 256)
-        object.__setattr__(self, "_table", self.preprocessing.normalize(levels)[:, 0].numpy())
+        # Every level of every channel, normalised once: a look-up gives the bits of the computation.
+        object.__setattr__(self, "_table", self.preprocessing.level_table())
 
     @property
     def has_random_weights(self) -> bool:
+        """Whether it was never trained, so that its answers mean nothing."""
         return (self.weights or "").startswith("random")
 
     @property
     def input_dtype(self) -> str:
+        """Of the pictures that `run` takes, as NumPy names it."""
         return "float32" if self.in_file == "none" else "uint8"
 
     @property
@@ -82,7 +83,7 @@ class Predictor:
             pixels = np.asarray(to_mode(image, "L" if wanted.channels == "L" else "RGB"))
             pixels = pixels.reshape(*pixels.shape[:2], wanted.channel_count)
             return np.ascontiguousarray(pixels[..., ::-1] if wanted.channels == "BGR" else pixels)
-        pixels = wanted.pixels(image).numpy()
+        pixels = wanted.levels(image)
         if self.in_file == "normalize":
             return np.ascontiguousarray(pixels.transpose(1, 2, 0))
         return np.stack([np.take(levels, plane) for levels, plane in zip(self._table, pixels, strict=True)])
@@ -102,7 +103,7 @@ class Predictor:
         for picture in pictures:
             self._check_shape(picture)
             if check_range and self.in_file == "none":
-                self.preprocessing.check(torch.from_numpy(picture)[None])
+                self.preprocessing.check_range(picture.min(axis=(1, 2)).tolist(), picture.max(axis=(1, 2)).tolist())
         outputs = [self._run_alike(group) for group in _alike(pictures)]
         return np.concatenate(outputs) if outputs else np.empty((0, len(self.categories or ())), np.float32)
 
@@ -173,71 +174,35 @@ def load_predictor(
         RequestError: no such file or model, an option that does not apply, or a source that does not say how pictures become its input.
         FileFormatError: a file that fastcnn did not write, or a damaged one.
     """
-    if isinstance(source, nn.Module):
-        return _of_module(source, backend, preprocessing, categories)
+    if not isinstance(source, (str, Path)):
+        from fastcnn.prediction.modules import of_module
+
+        return of_module(source, backend, preprocessing, categories)
     path = Path(source)
     if path.is_file() or path.suffix in _SUFFIXES or len(path.parts) > 1:
         if weights is not None:
             raise RequestError(f"{path} holds its weights already: give the name of a model to load others into")
         if not path.is_file():
             raise RequestError(f"{path} is a folder" if path.is_dir() else f"{path} does not exist")
-        if path.suffix == ".safetensors":
-            return _of_module(_load_safetensors(path, backend), backend, preprocessing, categories)
+        from fastcnn.export.description import is_safetensors
+
+        if path.suffix == ".safetensors" or is_safetensors(path):
+            from fastcnn.prediction.modules import of_saved
+
+            return of_saved(path, backend, preprocessing, categories)
         return _of_exported(path, backend, preprocessing, categories)
 
-    from fastcnn.models import create_model
+    from fastcnn.models import create_model, model_spec
 
-    return _of_module(create_model(str(source), weights, seed=seed), backend, preprocessing, categories)
+    model_spec(str(source))  # a name that is none is told before PyTorch is imported
+    from fastcnn.prediction.modules import of_module
 
-
-def _load_safetensors(path: Path, backend: str | None) -> nn.Module:
-    """A module that `fastcnn.save` wrote, or the model of a checkpoint that `fastcnn train` wrote."""
-    from fastcnn.models import create_model
-    from fastcnn.models.weights import describe_weights
-    from fastcnn.saving import load
-
-    model = describe_weights(path).get("model")
-    if isinstance(model, str):
-        return create_model(model, path)
-    return load(path, backend=backend)
-
-
-def _of_module(module: nn.Module, backend: str | None, preprocessing: Preprocessing | None, categories: Sequence[str] | None) -> Predictor:
-    info: Any = module.info if isinstance(module, OptimizedModule) else getattr(module, "fastcnn_info", None)
-    info = info if isinstance(info, dict) else vars(info) if info is not None else {}
-    name = str(info.get("name") or type(module).__name__.lower())
-    wanted = _agreed(name, preprocessing_of(module), preprocessing)
-    if not isinstance(module, OptimizedModule) and module.training:
-        raise RequestError(f"{name} is in training mode: call model.eval() first")
-    if not isinstance(module, OptimizedModule) and backend != "reference":
-        from fastcnn.optimization import optimize
-
-        low, high = (torch.tensor(bounds).view(-1, 1, 1) for bounds in zip(*wanted.bounds(), strict=True))
-        example = torch.rand((1, *wanted.output_shape), generator=torch.Generator().manual_seed(0)) * (high - low) + low
-        module = optimize(module, example.to(_device(module)), backend=backend or "torch")
-    if isinstance(module, OptimizedModule):
-        expected = module.source.graph.input_shape[1:]
-        _check_shape(name, expected, wanted.output_shape)
-    runtime = module.backend if isinstance(module, OptimizedModule) else "reference"
-    network, device = module, _device(module)
-
-    def forward(batch: NDArray) -> NDArray:
-        with torch.inference_mode():
-            outputs = torch.utils._pytree.tree_leaves(network(torch.from_numpy(batch).to(device)))
-        return outputs[0].float().cpu().numpy()
-
-    return Predictor(name, runtime, wanted, "none", _categories(categories, info.get("categories")), False, None, forward, info.get("weights"))
-
-
-def _device(module: nn.Module) -> torch.device:
-    if isinstance(module, OptimizedModule):
-        return module.source.target.device
-    return next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    return of_module(create_model(str(source), weights, seed=seed), backend, preprocessing, categories)
 
 
 def _of_exported(path: Path, backend: str | None, preprocessing: Preprocessing | None, categories: Sequence[str] | None) -> Predictor:
+    from fastcnn.export.description import read_metadata
     from fastcnn.export.runtimes import open_file
-    from fastcnn.export.verification import read_metadata
 
     metadata = read_metadata(path)
     try:
@@ -246,14 +211,14 @@ def _of_exported(path: Path, backend: str | None, preprocessing: Preprocessing |
         in_file, output = entry.get("preprocessing_in_file", "none"), metadata["outputs"][0]["name"]
     except (KeyError, TypeError, IndexError) as error:
         raise FileFormatError(f"{path} has damaged metadata: {type(error).__name__}: {error}") from error
-    wanted = _agreed(str(path), preprocessing_of(metadata), preprocessing)
-    opened = open_file(path, format_, runtime=backend, threads=torch.get_num_threads())
+    wanted = agreed(str(path), preprocessing_of(metadata), preprocessing)
+    opened = open_file(path, format_, runtime=backend, threads=_threads())
     predictor = Predictor(
         name,
         opened.runtime,
         wanted,
         in_file,
-        _categories(categories, metadata.get("labels")),
+        class_names(categories, metadata.get("labels")),
         output == "probabilities",
         shape[0] if isinstance(shape[0], int) else None,
         lambda batch: opened.run(batch)[0],
@@ -264,13 +229,24 @@ def _of_exported(path: Path, backend: str | None, preprocessing: Preprocessing |
             f"{path} takes {opened.dtype or dtype}, but its description says {predictor.input_dtype}: the two do not belong together"
         )
     sizes = opened.shape if opened.shape is not None else [size if isinstance(size, int) else None for size in shape]
-    _check_shape(str(path), sizes[1:], predictor.input_shape)
+    check_shape(str(path), sizes[1:], predictor.input_shape)
     return predictor
 
 
-def _agreed(name: str, own: Preprocessing | None, given: Preprocessing | None) -> Preprocessing:
+def _threads() -> int:
+    """Those of PyTorch where the process has imported it, since its count may have been set; else one a core."""
+    torch: Any = sys.modules.get("torch")
+    return usable_cores() if torch is None else torch.get_num_threads()
+
+
+def agreed(name: str, own: Preprocessing | None, given: Preprocessing | None) -> Preprocessing:
+    """The preprocessing given, else the source's own. Raises RequestError where there is neither."""
     if given is None and own is None:
-        raise RequestError(f"{name} does not say how a picture becomes its input: give its preprocessing")
+        attributes = ", ".join(field.name for field in fields(Preprocessing))
+        raise RequestError(
+            f"{name} does not say how a picture becomes its input: give --preprocessing FILE (preprocessing=), a JSON object with {attributes}; "
+            "`fastcnn predict --help` shows one"
+        )
     if given is not None and own is not None and given != own:
         log.warning("%s was made for another preprocessing than the one given: its own is %s", name, own.summary())
     chosen = given or own
@@ -278,13 +254,14 @@ def _agreed(name: str, own: Preprocessing | None, given: Preprocessing | None) -
     return chosen
 
 
-def _check_shape(name: str, expected: Sequence[int | None], given: Sequence[int | None]) -> None:
+def check_shape(name: str, expected: Sequence[int | None], given: Sequence[int | None]) -> None:
     """Raises InputError where the preprocessing makes something else than the model takes."""
     if len(expected) != len(given) or any(None not in (want, got) and want != got for want, got in zip(expected, given, strict=True)):
         shapes = ["×".join("any" if size is None else str(size) for size in sizes) for sizes in (expected, given)]
         raise InputError(f"{name} takes pictures of {shapes[0]}, but its preprocessing gives {shapes[1]}: the two do not belong together")
 
 
-def _categories(given: Sequence[str] | None, own: Sequence[str] | None) -> tuple[str, ...] | None:
+def class_names(given: Sequence[str] | None, own: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names given, else the source's own; None without any."""
     chosen = given if given is not None else own
     return tuple(chosen) if chosen else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +13,8 @@ import typer.main
 
 from fastcnn.cli.app import app
 from fastcnn.cli.examples import EXAMPLES
-from fastcnn.models.registry import list_models
+from fastcnn.models.registry import list_models, model_spec
+from fastcnn.preprocessing import CHANNELS, INTERPOLATIONS, Preprocessing
 
 ROOT: Any = typer.main.get_command(app)
 
@@ -45,6 +48,15 @@ def test_every_page_ends_with_two_examples_of_its_command(cli, path):
     assert len(lines) == 4
     assert all(line.startswith(" ".join(("fastcnn", *path))) for line in lines[1::2])
     assert max(map(len, result.stdout.splitlines())) <= 130
+
+
+def test_the_preprocessing_in_the_help_is_one(cli, tmp_path):
+    """With what follows each value taken away, it is the JSON that --preprocessing reads."""
+    text = cli("predict", "--help").stdout.partition("in this order:\n")[2].partition("}")[0] + "}"
+    lines = [re.sub(r"(,|\})\s{2,}\S.*$", r"\1", line) for line in text.splitlines()]
+    described = Preprocessing.from_dict(json.loads(" ".join(lines)))
+    assert described == model_spec("resnet18").preprocessing
+    assert all(name in text for name in (*CHANNELS, *INTERPOLATIONS))
 
 
 def test_no_example_is_of_a_command_that_is_gone():

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from picture_support import write_pictures
+from safetensors.torch import save_file
 
 from fastcnn.export import export_onnx
 from fastcnn.models import create_model
@@ -159,6 +160,8 @@ BAD = {
     "unknown model": (["simple_cn", "pictures"], "did you mean simple_cnn"),
     "no such file": (["gone.onnx", "pictures"], "gone.onnx does not exist"),
     "no model": (["pictures/p0000.png", "pictures"], "neither ONNX"),
+    "weights alone": (["r50.safetensors", "pictures"], "name the model that they belong to, as in `fastcnn predict MODEL --weights r50.safetensors`"),
+    "own module": (["own.onnx", "pictures"], "own.onnx does not say how a picture becomes its input: give --preprocessing FILE"),
     "resume of nothing": ([*MODEL, "pictures", "--resume"], "--output"),
     "two outputs": ([*MODEL, "pictures", "--json", "--output", "a.jsonl"], "--json"),
     "no such folder": ([*MODEL, "pictures", "--output", "gone/a.jsonl"], "gone"),
@@ -174,6 +177,17 @@ BAD = {
 def test_bad_request_is_one_line_and_writes_nothing(cli, tmp_path, args, said):
     write_pictures(tmp_path / "pictures", 1)
     (tmp_path / "empty").mkdir()
+    files = {"empty", "pictures"}
+    if args[0] == "r50.safetensors":
+        save_file({"x": torch.zeros(3)}, tmp_path / args[0])
+        files.add(args[0])
+    if args[0] == "own.onnx":
+        export_onnx(
+            torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval(),
+            tmp_path / args[0],
+            torch.rand(1, 3, 16, 16),
+        )
+        files.add(args[0])
     result = cli("predict", *args)
     errors = [line for line in result.stderr.splitlines() if not line.startswith("note: ")]
     assert result.exit_code == 2, result.stderr
@@ -181,7 +195,7 @@ def test_bad_request_is_one_line_and_writes_nothing(cli, tmp_path, args, said):
     assert len(errors) == 1, errors
     assert errors[0].startswith("error: ")
     assert said in errors[0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "pictures"]
+    assert {path.name for path in tmp_path.iterdir()} == files
 
 
 def test_existing_files_are_kept_unless_forced(cli, tmp_path):
