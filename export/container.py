@@ -18,11 +18,11 @@ import onnx
 import onnx.numpy_helper
 
 from fastcnn.errors import FileFormatError, RequestError
+from fastcnn.export.formats import FORMATS
 
 # The entry that holds our metadata in every format.
 KEY = "fastcnn"
 
-_TITLE = {"onnx": "ONNX", "torchscript": "TorchScript", "pt2": ".pt2"}
 _ALIGNMENT = 64  # of tensor bytes in the archive, as PyTorch writes them, so that they can be memory-mapped
 _WEIGHT_RECORDS = re.compile(r"(constants|data|data/weights|data/constants)/[^/]+")
 
@@ -52,6 +52,14 @@ class Container:
             extra = {f"extra/{KEY}": text.encode()} if text is not None else {}
             _write_archive(path, {**self.content, **extra})
 
+    @property
+    def opset(self) -> int | None:
+        """Version of the standard operators in an ONNX file; None for any other format."""
+        if not isinstance(self.content, bytes):
+            return None
+        model = onnx.load_model_from_string(self.content)
+        return next((entry.version for entry in model.opset_import if entry.domain == ""), None)
+
     def digests(self) -> dict[str, str]:
         """SHA-256 of the weights (names, dtypes, shapes, bytes), and of the graph: everything else but our metadata."""
         if isinstance(self.content, bytes):
@@ -74,7 +82,7 @@ def read_container(path: Path) -> tuple[Container, dict[str, Any]]:
         magic = file.read(4)
     container, text = _read_archive(path) if magic == b"PK\x03\x04" else _read_onnx(path)
     if text is None:
-        raise FileFormatError(f"{path} was not exported by fastcnn: it is {_TITLE[container.format]}, but lacks the metadata entry {KEY!r}")
+        raise FileFormatError(f"{path} was not exported by fastcnn: it is {FORMATS[container.format].title}, but lacks the metadata entry {KEY!r}")
     try:
         metadata = json.loads(text)
     except ValueError as error:

@@ -12,6 +12,7 @@ import torch
 
 
 def main() -> None:
+    """Load the file, run every batch, write what came out."""
     format_, file, inputs, outputs = sys.argv[1:]
     warnings.simplefilter("ignore")  # torch.jit.load says that it is deprecated
     module = torch.jit.load(file, map_location="cpu") if format_ == "torchscript" else torch.export.load(file).module()

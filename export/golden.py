@@ -39,7 +39,7 @@ def _hashed(count: int) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class GoldenInput:
     """The two pictures as they are stored.
 
     Attributes:
@@ -52,14 +52,14 @@ class Pictures:
     offset: float | None = None
 
     @classmethod
-    def spanning(cls, shape: Sequence[int], low: float, high: float) -> Pictures:
+    def spanning(cls, shape: Sequence[int], low: float, high: float) -> GoldenInput:
         """Pictures of `shape` whose values run from `low` to `high`; from −1 to 1 where that is no range."""
         if not (np.isfinite(low) and np.isfinite(high) and low < high):
             low, high = -1.0, 1.0
         return cls(golden_levels(shape), float(np.float32((high - low) / 255)), float(np.float32(low)))
 
     @classmethod
-    def of_pixels(cls, height: int, width: int, channels: int) -> Pictures:
+    def of_pixels(cls, height: int, width: int, channels: int) -> GoldenInput:
         """[2, height, width, channels]."""
         return cls(np.ascontiguousarray(golden_levels((channels, height, width)).transpose(0, 2, 3, 1)))
 
@@ -81,7 +81,7 @@ def first_rows(outputs: Sequence[NDArray[np.float64]], batch: Sequence[int]) -> 
 
 
 @dataclass(frozen=True)
-class Golden:
+class GoldenPair:
     """The pair as it stands in a file.
 
     Attributes:
@@ -99,7 +99,7 @@ class Golden:
     dtype: str
 
 
-def encode(pair: Pictures, golden: Golden) -> dict[str, Any]:
+def encode(pair: GoldenInput, golden: GoldenPair) -> dict[str, Any]:
     """The pair as JSON-able data; `pair` makes its pictures."""
     rule = "the file takes them as they are" if pair.scale is None else "value = level * scale + offset in float32"
     return {
@@ -124,7 +124,7 @@ def _encode_output(output: NDArray[np.float64]) -> dict[str, Any]:
     return {"shape": list(output.shape), "data": base64.b64encode(np.ascontiguousarray(output, dtype="<f8").tobytes()).decode("ascii")}
 
 
-def decode(data: dict[str, Any]) -> Golden:
+def decode(data: dict[str, Any]) -> GoldenPair:
     """The reverse of `encode`. Raises FileFormatError for anything else."""
     try:
         source = data["input"]
@@ -132,8 +132,8 @@ def decode(data: dict[str, Any]) -> Golden:
         outputs = [
             [np.frombuffer(base64.b64decode(out["data"]), dtype="<f8").reshape(out["shape"]) for out in batch["outputs"]] for batch in data["batches"]
         ]
-        return Golden(
-            Pictures(levels, source["scale"], source["offset"]).values(),
+        return GoldenPair(
+            GoldenInput(levels, source["scale"], source["offset"]).values(),
             tuple(tuple(int(picture) for picture in batch["pictures"]) for batch in data["batches"]),
             tuple(outputs),
             float(data["tolerance"]),

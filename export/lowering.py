@@ -10,26 +10,25 @@ from torch import Tensor, fx
 
 from fastcnn.errors import RequestError
 from fastcnn.graph.ir import CapturedGraph, aten
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+from fastcnn.precision import Precision
 
 # The free sides of a picture [N, H, W, C], and sizes to trace them with: unlike each other and anything else in a graph.
 _SIDE_NAMES = {1: "height", 2: "width"}
 _FREE_SIDES = {1: 227, 2: 229}
 
 
-def finish(captured: CapturedGraph, precision: str, softmax: bool) -> CapturedGraph:
+def finish(captured: CapturedGraph, precision: Precision, softmax: bool) -> CapturedGraph:
     """A copy whose constants are rounded once to `precision`; input and outputs stay float32: the file is a drop-in whatever it computes in.
 
     Raises:
         RequestError: softmax of a model that does not return one [N, classes, ...] tensor.
     """
     captured = captured.copy()
-    captured.cast_constants(DTYPES[precision])
+    captured.cast_constants(precision.dtype)
     captured.module.cpu()  # a file belongs to no device
     outputs = list(captured.output_nodes)
-    if precision != "fp32":
-        _cast_borders(captured, DTYPES[precision], outputs)
+    if precision is not Precision.fp32:
+        _cast_borders(captured, precision.dtype, outputs)
     if softmax:
         if len(outputs) != 1 or len(outputs[0].meta["shape"]) < 2:
             raise RequestError(f"softmax needs a model with one output [N, classes]; {captured.info['name']} has {len(outputs)} outputs")

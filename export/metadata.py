@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastcnn import __version__
-from fastcnn.export.request import Request
+from fastcnn.export.formats import Format
+from fastcnn.export.options import ExportOptions, Preprocess
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.plan import PassReport
 from fastcnn.parity import ParityReport
@@ -16,73 +18,73 @@ from fastcnn.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
 
-# Packages that took part, by format; of several names for one module, the one that is installed counts.
-_PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
-    "onnx": {
-        "torch": ("torch",),
-        "onnx": ("onnx",),
-        "onnxscript": ("onnxscript",),
-        "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-        "openvino": ("openvino",),
-    },
-    "torchscript": {"torch": ("torch",)},
-    "pt2": {"torch": ("torch",)},
-}
 
+@dataclass(frozen=True)
+class Evidence:
+    """What an export found out, for the file to state.
 
-def build_metadata(
-    format_: str,
-    request: Request,
-    *,
-    captured: CapturedGraph,
-    names: Sequence[str],
-    preprocessing: Preprocessing | None,
-    weights_sha256: str,
-    passes: Sequence[PassReport],
-    reports: Mapping[str, ParityReport],
-    digests: Mapping[str, str],
-    golden: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The object that `read_metadata` returns. `captured` is the graph in the file, `names` are those of its outputs.
-
-    `preprocessing` leads from a picture to the model's input, and "preprocessing_in_file" says what the file does of it itself.
+    Attributes:
+        captured: the graph in the file.
+        output_names: of the graph's outputs.
+        opset: of an ONNX file, None of any other.
+        preprocessing: from a picture to the model's input, of which the file may do a part itself; None where it is not known.
+        weights_sha256: of the model's own weights, before any pass.
+        passes: what each graph pass did.
+        reports: the verdict of each runtime.
+        digests: of the parts of the file.
+        golden: the golden pair, encoded.
     """
+
+    captured: CapturedGraph
+    output_names: Sequence[str]
+    opset: int | None
+    preprocessing: Preprocessing | None
+    weights_sha256: str
+    passes: Sequence[PassReport]
+    reports: Mapping[str, ParityReport]
+    digests: Mapping[str, str]
+    golden: Mapping[str, Any]
+
+
+def build_metadata(options: ExportOptions, evidence: Evidence) -> dict[str, Any]:
+    """The object that `read_metadata` returns. Its "preprocessing_in_file" says what the file does of "preprocessing" itself."""
+    captured = evidence.captured
     info = captured.info
     shapes = [["batch" if size is None else size for size in node.meta["shape"]] for node in captured.output_nodes]
-    if request.batch_size is not None:
-        shapes = [[request.batch_size if size == "batch" else size for size in shape] for shape in shapes]
+    if options.batch_size is not None:
+        shapes = [[options.batch_size if size == "batch" else size for size in shape] for shape in shapes]
     return {
         "format_version": FORMAT_VERSION,
-        "format": format_,
+        "format": options.format.name,
         "model": {
             "name": info["name"],
             "options": dict(info.get("options") or {}),
             "weights": info.get("weights") or "those of the module that was passed in",
-            "weights_sha256": weights_sha256,
+            "weights_sha256": evidence.weights_sha256,
         },
-        "versions": {"fastcnn": __version__, **_versions(format_)},
-        **({"opset": request.opset} if format_ == "onnx" else {}),
-        "precision": request.precision,
+        "versions": {"fastcnn": __version__, **_versions(options.format)},
+        **({} if evidence.opset is None else {"opset": evidence.opset}),
+        "precision": options.precision.value,
         "input": {
             "name": "input",
-            "layout": _layout(captured, request),
-            "shape": [request.batch_size or "batch", *_sizes(captured)],
+            "layout": _layout(captured, options),
+            "shape": [options.batch_size or "batch", *_sizes(captured)],
             "dtype": str(captured.input_dtype).removeprefix("torch."),
-            "normalization": _normalization(info, preprocessing),
-            "preprocessing": None if preprocessing is None else preprocessing.to_dict(),
-            "preprocessing_in_file": request.preprocess,
+            "normalization": _normalization(info, evidence.preprocessing),
+            "preprocessing": None if evidence.preprocessing is None else evidence.preprocessing.to_dict(),
+            "preprocessing_in_file": options.preprocess.value,
         },
-        "outputs": [{"name": name, "shape": shape, "dtype": "float32"} for name, shape in zip(names, shapes, strict=True)],
-        "labels": _labels(info, request, shapes[0]),
-        "passes": [str(report) for report in passes],
-        "parity": {name: _figures(report) for name, report in reports.items()},
-        "digests": dict(digests),
-        "golden": dict(golden),
+        "outputs": [{"name": name, "shape": shape, "dtype": "float32"} for name, shape in zip(evidence.output_names, shapes, strict=True)],
+        "labels": _labels(info, options, shapes[0]),
+        "passes": [str(report) for report in evidence.passes],
+        "parity": {name: _figures(report) for name, report in evidence.reports.items()},
+        "digests": dict(evidence.digests),
+        "golden": dict(evidence.golden),
     }
 
 
-def _layout(captured: CapturedGraph, request: Request) -> str:
-    if request.preprocess != "none":
+def _layout(captured: CapturedGraph, options: ExportOptions) -> str:
+    if options.preprocess is not Preprocess.none:
         return "NHWC"
     return "NCHW" if len(captured.input_shape) == 4 else "batch first"
 
@@ -103,16 +105,16 @@ def _normalization(info: Mapping[str, Any], preprocessing: Preprocessing | None)
     return {"rule": "(pixel / 255 - mean) / std, per channel", "mean": list(stats["mean"]), "std": list(stats["std"])}
 
 
-def _labels(info: Mapping[str, Any], request: Request, shape: Sequence[int | str]) -> list[str] | None:
-    if request.labels is not None:
-        return list(request.labels)
+def _labels(info: Mapping[str, Any], options: ExportOptions, shape: Sequence[int | str]) -> list[str] | None:
+    if options.labels is not None:
+        return list(options.labels)
     own = info.get("categories")
     return list(own) if own and len(shape) > 1 and len(own) == shape[1] else None
 
 
-def _versions(format_: str) -> dict[str, str]:
+def _versions(format_: Format) -> dict[str, str]:
     found = {}
-    for module, packages in _PACKAGES[format_].items():
+    for module, packages in format_.packages.items():
         for package in packages:
             try:
                 found[module] = importlib.metadata.version(package)

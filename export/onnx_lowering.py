@@ -15,7 +15,7 @@ import torch
 
 from fastcnn.errors import RequestError
 from fastcnn.export.lowering import default_output_names, dynamic_sizes, example_for
-from fastcnn.export.request import DEFAULT_OPSET
+from fastcnn.export.options import DEFAULT_OPSET
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.plan import op_name
 

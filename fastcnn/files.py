@@ -16,13 +16,17 @@ _DRAFT = ".part"
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, suffix: str | None = None) -> Iterator[Path]:
     """Gives a temporary path beside `path` with its suffix, and moves what was written there into place if the block ends well.
+
+    Args:
+        suffix: of the temporary path instead, for what reads the file before it is in place and goes by its suffix.
 
     Raises RequestError if the folder cannot be written to.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{_DRAFT}{path.suffix}")
+    suffix = path.suffix if suffix is None else suffix
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{_DRAFT}{suffix}")
     try:
         # Not mkstemp, which makes the file private: this one gets the mode that the umask leaves, as any file that a program creates.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

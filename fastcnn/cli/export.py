@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fastcnn.cli import output
 from fastcnn.cli.options import Json, Model
 from fastcnn.errors import RequestError
+from fastcnn.export.formats import FORMATS, Format
+from fastcnn.export.options import PRECISIONS, ExportOptions, Preprocess, parse_precision, read_labels
+from fastcnn.files import check_target
+from fastcnn.precision import Precision
 
 if TYPE_CHECKING:
     from fastcnn.export import ExportReport
 
-SUFFIX_OF = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
 
-
-class Precision(StrEnum):
-    fp32 = "fp32"
-    fp16 = "fp16"
-
-
-class Preprocess(StrEnum):
-    none = "none"
-    normalize = "normalize"
-    resize = "resize"
+def _precisions() -> list[str]:
+    return [precision.value for precision in PRECISIONS]
 
 
 def export(
@@ -46,7 +39,9 @@ def export(
         typer.Option(metavar="W", help="A .safetensors or .pth file, a torchvision weights name, or mnist.  [default: seeded random weights]"),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="The seed of random weights.  [default: 0]")] = None,
-    precision: Annotated[Precision, typer.Option(help="The type of the weights and of the arithmetic.")] = Precision.fp32,
+    precision: Annotated[
+        str, typer.Option(metavar="|".join(_precisions()), autocompletion=_precisions, help="The type of the weights and of the arithmetic.")
+    ] = Precision.fp32.value,
     batch_size: Annotated[str, typer.Option(metavar="N|dynamic", help="The batch that the file accepts.")] = "dynamic",
     opset: Annotated[int | None, typer.Option(metavar="N", help="The ONNX opset.  [default: what the exporter recommends]")] = None,
     softmax: Annotated[bool, typer.Option("--softmax", help="Give probabilities instead of logits.")] = False,
@@ -62,64 +57,63 @@ def export(
 ) -> None:
     """Write a model to a file, check the file in its own runtime, and keep it only if it passes."""
     format_ = _format({"onnx": onnx, "torchscript": torchscript, "pt2": pt2}, out)
-    path = out or Path(model + SUFFIX_OF[format_])
-    if opset is not None and format_ != "onnx":
-        raise RequestError(f"--opset belongs to ONNX, and this is a {format_} export: leave it out")
     if weights is not None and seed is not None:
         raise RequestError("--seed makes random weights and --weights loads others: give one of them")
-    batch = _batch_size(batch_size)
-
-    from fastcnn.export.request import check_request
-    from fastcnn.models import create_model, model_spec
+    options = ExportOptions(
+        format=format_,
+        path=out or Path(model + format_.suffix),
+        precision=parse_precision(precision),
+        batch_size=_batch_size(batch_size),
+        softmax=softmax,
+        labels=read_labels(labels),
+        force=force,
+        opset=opset,
+        preprocess=preprocess,
+    )
+    from fastcnn.models.registry import model_spec
 
     channels, height, width = model_spec(model).input_size
-    wanted: dict[str, Any] = {"precision": precision.value, "batch_size": batch, "softmax": softmax, "labels": labels, "force": force}
-    wanted["preprocess"] = preprocess.value
-    if opset is not None:
-        wanted["opset"] = opset
-    check_request(path, batch_sizes=(1,), **wanted)
-    options = {} if num_classes is None else {"num_classes": num_classes}
-    with output.working(f"exporting {model} to {path}"):
+    check_target(options.path, options.force)
+    with output.working(f"exporting {model} to {options.path}"):
         import torch
 
-        network = create_model(model, weights, seed=seed or 0, **options)
+        from fastcnn.export.exporter import export_file
+        from fastcnn.models import create_model
+
+        network = create_model(model, weights, seed=seed or 0, **({} if num_classes is None else {"num_classes": num_classes}))
         if weights is None:
             output.note(f"{model} has seeded random weights (seed {seed or 0}); --weights gives it trained ones")
-        shape = (1 if batch == "dynamic" else batch, channels, image_size or height, image_size or width)
-        example = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-        report = _exporter(format_)(network, path, example, **wanted)
+        shape = (options.batch_size or 1, channels, image_size or height, image_size or width)
+        report = export_file(network, torch.rand(shape, generator=torch.Generator().manual_seed(0)), options)
     if as_json:
         output.print_json(report)
     else:
         print_report(report)
 
 
-def _format(flags: dict[str, bool], out: Path | None) -> str:
+def _format(flags: dict[str, bool], out: Path | None) -> Format:
     """The one format asked for, by its flag or by the suffix of the output file."""
-    chosen = [name for name, given in flags.items() if given]
-    by_suffix = {suffix: name for name, suffix in SUFFIX_OF.items()}.get(out.suffix.lower()) if out else None
+    chosen = [FORMATS[name] for name, given in flags.items() if given]
+    by_suffix = next((row for row in FORMATS.values() if out and row.suffix == out.suffix.lower()), None)
     if len(chosen) > 1:
-        raise RequestError(f"one format at a time: {' and '.join('--' + name for name in chosen)} were given")
+        raise RequestError(f"one format at a time: {' and '.join('--' + row.name for row in chosen)} were given")
     if not chosen and by_suffix is None:
         where = f"the suffix of {out} names none" if out else "none was given"
         raise RequestError(f"which format? {where}: give --onnx, --torchscript or --pt2, or -o FILE ending in .onnx, .pt or .pt2")
-    if chosen and by_suffix is not None and by_suffix != chosen[0]:
-        raise RequestError(f"--{chosen[0]} and the suffix of {out} disagree: {out.suffix if out else ''} is for {by_suffix}")
-    return chosen[0] if chosen else str(by_suffix)
+    if out and chosen and by_suffix is not None and by_suffix is not chosen[0]:
+        raise RequestError(f"--{chosen[0].name} and the suffix of {out} disagree: {out.suffix} is for {by_suffix.name}")
+    found = chosen[0] if chosen else by_suffix
+    assert found is not None
+    return found
 
 
-def _batch_size(text: str) -> int | Literal["dynamic"]:
+def _batch_size(text: str) -> int | None:
+    """The size, or None for any."""
     if text == "dynamic":
-        return "dynamic"
+        return None
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise RequestError(f"--batch-size is a whole number from 1, or the word dynamic; it is {text!r}")
     return int(text)
-
-
-def _exporter(format_: str) -> Callable[..., ExportReport]:
-    from fastcnn.export import export_onnx, export_pt2, export_torchscript
-
-    return {"onnx": export_onnx, "torchscript": export_torchscript, "pt2": export_pt2}[format_]
 
 
 def print_report(report: ExportReport) -> None:

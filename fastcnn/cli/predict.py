@@ -112,7 +112,7 @@ def _check_options(as_json: bool, out: Path | None, resume: bool) -> None:
 def _load(model: str, weights: str | None, seed: int | None, backend: str | None, labels: Path | None, preprocessing: Path | None) -> Predictor:
     if weights is not None and seed is not None:
         raise RequestError("--seed makes random weights and --weights loads others: give one of them")
-    from fastcnn.export.request import read_labels
+    from fastcnn.export.options import read_labels
     from fastcnn.prediction.predictor import load_predictor
 
     predictor = load_predictor(

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from fastcnn.errors import ParityError
+from fastcnn.export import exporter
 from fastcnn.models import create_model
 
 
@@ -57,6 +57,12 @@ def test_weights_are_used_and_no_longer_random(cli, tmp_path):
     assert digests[0] == digests[1]
 
 
+def test_the_precision_may_be_written_in_capitals(cli):
+    result = cli("export", "simple_cnn", "--onnx", "--precision", "FP16", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["metadata"]["precision"] == "fp16"
+
+
 def test_labels_and_number_of_classes(cli, tmp_path):
     (tmp_path / "labels.txt").write_text("cat\ndog\nbird\n")
     result = cli("export", "simple_cnn", "--onnx", "--num-classes", 3, "--labels", "labels.txt", "--json")
@@ -83,6 +89,8 @@ BAD = {
     "opset of no ONNX": (["export", "simple_cnn", "--pt2", "--opset", "18"], "--opset"),
     "unknown opset": (["export", "simple_cnn", "--onnx", "--opset", "999"], "999"),
     "opset too old": (["export", "simple_cnn", "--onnx", "--opset", "1"], "opset"),
+    "int8": (["export", "simple_cnn", "--onnx", "--precision", "int8"], "not supported yet"),
+    "a precision that no file has": (["export", "simple_cnn", "--onnx", "--precision", "bf16"], "there are fp32 and fp16"),
     "batch of words": (["export", "simple_cnn", "--onnx", "--batch-size", "many"], "'many'"),
     "batch of zero": (["export", "simple_cnn", "--onnx", "--batch-size", "0"], "'0'"),
     "no such folder": (["export", "simple_cnn", "-o", "missing/x.onnx"], "missing"),
@@ -132,7 +140,7 @@ def test_failed_check_is_code_1(cli, tmp_path, monkeypatch):
     def fail(*args, **options):
         raise ParityError("simple_cnn.onnx differs from its reference by 0.25")
 
-    monkeypatch.setattr(sys.modules["fastcnn.export"], "export_onnx", fail)
+    monkeypatch.setattr(exporter, "export_file", fail)
     result = cli("export", "simple_cnn", "--onnx")
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == "error: simple_cnn.onnx differs from its reference by 0.25"

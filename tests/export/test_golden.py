@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastcnn.errors import FileFormatError
-from fastcnn.export.golden import Golden, Pictures, batches_for, decode, encode, golden_levels
+from fastcnn.export.golden import GoldenInput, GoldenPair, batches_for, decode, encode, golden_levels
 
 
 def test_levels_are_the_same_on_every_machine() -> None:
@@ -28,13 +28,13 @@ def test_levels_have_the_shape_and_differ_between_pictures_and_channels(shape: t
         assert not np.array_equal(levels[0, 0], levels[0, 1])
 
 
-def golden(pictures: Pictures) -> Golden:
+def golden(pictures: GoldenInput) -> GoldenPair:
     outputs = ([np.array([[1 / 3, np.nan, -np.inf]])], [np.array([[1 / 3, 0.1, 2.0], [1e-300, 2.0, 3.0]])])
-    return Golden(pictures.values(), ((0,), (0, 1)), outputs, 1e-5, "float32")
+    return GoldenPair(pictures.values(), ((0,), (0, 1)), outputs, 1e-5, "float32")
 
 
-@pytest.mark.parametrize("pictures", [Pictures.spanning((3, 299, 299), -2.1, 2.6), Pictures.of_pixels(299, 310, 3)], ids=["values", "pixels"])
-def test_a_pair_comes_back_bit_by_bit_and_is_small(pictures: Pictures) -> None:
+@pytest.mark.parametrize("pictures", [GoldenInput.spanning((3, 299, 299), -2.1, 2.6), GoldenInput.of_pixels(299, 310, 3)], ids=["values", "pixels"])
+def test_a_pair_comes_back_bit_by_bit_and_is_small(pictures: GoldenInput) -> None:
     text = json.dumps(encode(pictures, golden(pictures)))
     assert len(text) < 40_000
     back = decode(json.loads(text))
@@ -47,7 +47,7 @@ def test_a_pair_comes_back_bit_by_bit_and_is_small(pictures: Pictures) -> None:
 
 def test_values_span_the_range() -> None:
     for low, high, expected in [(-2.5, 2.5, (-2.5, 2.5)), (0.0, 0.0, (-1, 1)), (np.nan, 1.0, (-1, 1)), (2.0, 1.0, (-1, 1))]:
-        made = Pictures.spanning((3, 8, 8), low, high)
+        made = GoldenInput.spanning((3, 8, 8), low, high)
         values = replace(made, levels=np.array([0, 255], dtype=np.uint8)).values()
         np.testing.assert_allclose(values, expected, rtol=1e-6)
         assert values.dtype == np.float32
@@ -60,7 +60,7 @@ def test_batches() -> None:
 
 
 def test_a_damaged_pair_is_a_format_error() -> None:
-    pictures = Pictures(golden_levels((4,)), 1.0, 0.0)
+    pictures = GoldenInput(golden_levels((4,)), 1.0, 0.0)
     data = encode(pictures, golden(pictures))
     for damage in (
         {"input": {**data["input"], "shape": [5, 5]}},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastcnn.errors import RequestError
 from fastcnn.export import export_onnx, lower_to_onnx, onnx_lowering
-from fastcnn.export.request import OPSETS
+from fastcnn.export.options import OPSETS
 from fastcnn.graph.capture import capture
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.passes import STANDARD_PASSES, run_passes

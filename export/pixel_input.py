@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastcnn.errors import RequestError
-from fastcnn.export.request import Request
+from fastcnn.export.options import ExportOptions, Preprocess
 from fastcnn.graph.ir import CapturedGraph, aten
 from fastcnn.models.preprocessing_of import preprocessing_of
 from fastcnn.preprocessing import Preprocessing
@@ -22,27 +22,27 @@ from fastcnn.preprocessing import Preprocessing
 RESIZABLE = ("bilinear", "bicubic")
 
 
-def preprocessing_in(captured: CapturedGraph, request: Request) -> Preprocessing | None:
+def preprocessing_in(captured: CapturedGraph, options: ExportOptions) -> Preprocessing | None:
     """The preprocessing of a graph that takes [N, C, H, W], at that size; None where none is known.
 
     Raises:
         RequestError: the one given does not fit the graph, or a file is asked for that does what nobody described.
     """
-    known = request.preprocessing
+    known = options.preprocessing
     if known is None and captured.info.get("preprocessing") is not None:
         known = preprocessing_of(captured.info)
     shape, name = captured.input_shape, captured.info["name"]
     if known is not None and len(shape) == 4 and known.channel_count == shape[1]:
         known = known.at_size(int(shape[2] or 0), int(shape[3] or 0))
-    elif request.preprocessing is not None:
-        raise RequestError(f"preprocessing for {request.preprocessing.channels} pictures does not fit {name}, which takes {list(shape)}")
+    elif options.preprocessing is not None:
+        raise RequestError(f"preprocessing for {options.preprocessing.channels} pictures does not fit {name}, which takes {list(shape)}")
     else:
         known = None
-    if request.preprocess == "none":
+    if options.preprocess is Preprocess.none:
         return known
     if known is None:
         raise RequestError(f"{name} does not say how a picture becomes its input: give preprocessing=Preprocessing(…)")
-    if request.preprocess == "resize":
+    if options.preprocess is Preprocess.resize:
         _check_resize(known, name)
     return known
 
@@ -84,6 +84,7 @@ class PixelInput(nn.Module):
         return [(height * 5 // 4 + 1, width * 3 // 2 + 1), (height * 4 // 5 + 1, width * 2 // 3 + 1)]
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """pixels: [N, H, W, C]; gives [N, C, height, width]."""
         work = torch.float64 if pixels.dtype == torch.float64 else torch.float32
         # In the memory order that the model was captured with, since one that calls view() depends on it.
         values = pixels.permute(0, 3, 1, 2).to(work).contiguous()

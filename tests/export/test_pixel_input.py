@@ -18,7 +18,7 @@ from torchvision.transforms import functional as pictures
 
 from fastcnn.errors import RequestError, UnknownNameError
 from fastcnn.export import export_onnx, read_metadata, verify_file
-from fastcnn.export.preprocess import PixelInput, resample
+from fastcnn.export.pixel_input import PixelInput, resample
 from fastcnn.models import create_model
 from fastcnn.preprocessing import Preprocessing
 

@@ -11,9 +11,9 @@ from export_networks import EXPORTERS, example, small
 
 from fastcnn.errors import RequestError
 from fastcnn.export import export_onnx
-from fastcnn.export.request import check_request
-
-DEFAULTS: dict[str, Any] = {"precision": "fp32", "batch_size": "dynamic", "batch_sizes": (1, 2, 5), "softmax": False, "labels": None, "force": False}
+from fastcnn.export.formats import FORMATS, ONNX
+from fastcnn.export.options import ExportOptions, parse_batch_size, parse_precision, read_labels
+from fastcnn.precision import Precision
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {"precision": "fp32", "batch_size": "dynamic", "batch
 )
 def test_wrong_options(tmp_path: Path, option: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
-        check_request(tmp_path / "model.onnx", **{**DEFAULTS, **option})
+        export_onnx("no model at all", tmp_path / "model.onnx", example(), **option)
     assert "\n" not in str(caught.value)
 
 
@@ -40,8 +40,7 @@ def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
     existing.write_text("mine")
     for path, message in [(existing, "overwrites it"), (tmp_path, "is a folder"), (tmp_path / "missing" / "model.onnx", "there is no folder")]:
         with pytest.raises(RequestError, match=message):
-            check_request(path, **DEFAULTS)
-    assert check_request(existing, **{**DEFAULTS, "force": True}).path == existing
+            export_onnx("no model at all", path, example())
     assert existing.read_text() == "mine"
 
 
@@ -52,7 +51,7 @@ def test_an_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     else:
         folder = Path("/proc/self")  # root may write anywhere else
     with pytest.raises(RequestError, match="cannot be written"):
-        check_request(folder / "model.onnx", **DEFAULTS)
+        export_onnx("no model at all", folder / "model.onnx", example())
 
 
 @pytest.mark.parametrize("format_", EXPORTERS)
@@ -67,11 +66,11 @@ def test_an_existing_file_is_refused_before_the_model_is_looked_at(format_: str,
 def test_labels_come_from_a_list_or_a_file(tmp_path: Path) -> None:
     file = tmp_path / "labels.txt"
     file.write_text("\ufeffcat\ndog \nhérisson\n\n", encoding="utf-8")
-    assert check_request(tmp_path / "m", **{**DEFAULTS, "labels": file}).labels == ("cat", "dog", "hérisson")
-    assert check_request(tmp_path / "m", **{**DEFAULTS, "labels": ["a", "b"]}).labels == ("a", "b")
+    assert read_labels(file) == ("cat", "dog", "hérisson")
+    assert read_labels(["a", "b"]) == ("a", "b")
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(RequestError, match="no UTF-8 text"):
-        check_request(tmp_path / "m", **{**DEFAULTS, "labels": file})
+        read_labels(file)
 
 
 def test_labels_must_be_as_many_as_classes(tmp_path: Path) -> None:
@@ -81,6 +80,27 @@ def test_labels_must_be_as_many_as_classes(tmp_path: Path) -> None:
 
 
 def test_a_fixed_batch_is_checked_on_several_batches(tmp_path: Path) -> None:
-    assert check_request(tmp_path / "m", **{**DEFAULTS, "batch_size": 2}).slices == ((0, 2), (2, 4), (4, 6))
-    assert check_request(tmp_path / "m", **{**DEFAULTS, "batch_size": 8}).slices == ((0, 8),)
-    assert check_request(tmp_path / "m", **DEFAULTS).slices == ((0, 1), (0, 2), (0, 5))
+    def slices(**options: Any) -> tuple[tuple[int, int], ...]:
+        return ExportOptions(format=ONNX, path=tmp_path / "m", **options).slices
+
+    assert slices(batch_size=2) == ((0, 2), (2, 4), (4, 6))
+    assert slices(batch_size=8) == ((0, 8),)
+    assert slices() == ((0, 1), (0, 2), (0, 5))
+
+
+def test_precisions_by_name_in_capitals_or_not() -> None:
+    assert parse_precision("FP16") is parse_precision(Precision.fp16) is Precision.fp16
+    with pytest.raises(RequestError, match="unknown precision 'bf16'; there are fp32 and fp16"):
+        parse_precision("bf16")
+
+
+def test_batch_sizes() -> None:
+    assert (parse_batch_size("dynamic"), parse_batch_size(3)) == (None, 3)
+    with pytest.raises(RequestError, match="it is True"):
+        parse_batch_size(True)
+
+
+@pytest.mark.parametrize("name", [name for name, row in FORMATS.items() if not row.has_opset])
+def test_an_opset_belongs_to_a_format_that_has_one(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=f"belongs to ONNX, and this is a {name} export"):
+        ExportOptions(format=FORMATS[name], path=tmp_path / "m", opset=18)

@@ -1,0 +1,117 @@
+"""Check a file before it exists for anybody: the pictures, what the reference makes of them, and what each runtime of the file does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fastcnn.export import golden
+from fastcnn.export.options import ExportOptions
+from fastcnn.export.pixel_input import PixelInput
+from fastcnn.export.runtimes import runtimes_for
+from fastcnn.parity import Expected, Outputs, ParityReport, bound, compare, expect, make_pictures
+
+# The pictures that a file is checked with: the golden pair, further ones [N, ...], and the options that say at which batches.
+PictureSet = tuple[golden.GoldenInput, Tensor, ExportOptions]
+
+
+def picture_sets(example: Tensor, front: PixelInput | None, options: ExportOptions) -> list[PictureSet]:
+    """What a file is checked with; a file for pictures of any size is checked at more sizes than one.
+
+    Args:
+        example: [N, ...], for the sizes and the range of normalised pictures.
+        front: what the file does before the model; None where it takes normalised pictures.
+    """
+    example = example.detach().to("cpu", torch.float32)
+    count = max(golden.COUNT, *(stop for _, stop in options.slices)) - golden.COUNT
+    if front is None:
+        finite = example[example.isfinite()]
+        bounds = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)
+        pair = golden.GoldenInput.spanning(example.shape[1:], *bounds)
+        return [(pair, make_pictures(example[:2], count), options)]
+    sets = []
+    for height, width in front.sizes_to_check():
+        pair = golden.GoldenInput.of_pixels(height, width, front.preprocessing.channel_count)
+        levels = torch.from_numpy(pair.values()).permute(0, 3, 1, 2).float()
+        noise = make_pictures(levels, golden.COUNT + count)[golden.COUNT :]
+        sets.append((pair, noise.round().to(torch.uint8).permute(0, 2, 3, 1), options))
+        options = replace(options, batch_sizes=(1,))
+    return sets
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """One set of pictures and what the reference makes of them; the golden pair comes first."""
+
+    options: ExportOptions
+    reference: nn.Module
+    pair: golden.GoldenInput
+    pictures: Tensor
+    expected: Expected
+
+    @classmethod
+    def prepare(cls, reference: nn.Module, pictures: PictureSet) -> FileCheck:
+        """Runs the reference, in float64 and eagerly in the file's precision."""
+        pair, others, options = pictures
+        stacked = torch.cat([torch.from_numpy(pair.values()), others])
+        expected = expect(reference, stacked, [*options.slices, (0, golden.COUNT)], dtype=options.precision.dtype)
+        return cls(options, reference, pair, stacked, expected)
+
+    def batches(self) -> list[NDArray]:
+        """What a runtime is given, in the layout and dtype of the file."""
+        return [np.ascontiguousarray(self.pictures[start:stop].numpy()) for start, stop in self.expected.slices[:-1]]
+
+    def compare(self, results: Sequence[Outputs], runtime: str) -> ParityReport:
+        """The report on what a runtime returned for `batches`."""
+        expected = self.expected
+        assert expected.eager is not None
+        wanted = replace(expected, slices=expected.slices[:-1], reference=expected.reference[:-1], eager=expected.eager[:-1])
+        return compare(results, wanted, runtime=runtime)
+
+    def golden(self) -> dict[str, Any]:
+        """The golden pair and what the reference says of it, for the file."""
+        batches = golden.batches_for(self.options.batch_size)
+        precise, eager = self._golden_outputs(batches)
+        pairs = [both for truths, natives in zip(precise, eager, strict=True) for both in zip(truths, natives, strict=True)]
+        tolerance = max(bound(self.expected.dtype, truth, native) for truth, native in pairs)
+        # NaN and infinities are eager PyTorch's.
+        outputs = [
+            [np.where(np.isfinite(native), truth, native) for truth, native in zip(truths, natives, strict=True)]
+            for truths, natives in zip(precise, eager, strict=True)
+        ]
+        numbers = tuple(map(tuple, batches))
+        found = golden.GoldenPair(self.pair.values(), numbers, tuple(outputs), tolerance, self.expected.dtype)
+        return golden.encode(self.pair, found)
+
+    def _golden_outputs(self, batches: list[list[int]]) -> tuple[list[Outputs], list[Outputs]]:
+        """(float64, eager) first rows of each batch."""
+        expected = self.expected
+        assert expected.eager is not None
+        if expected.independent:
+            precise, eager = ([[output[: len(batch)] for output in run] for batch in batches] for run in (expected.reference[-1], expected.eager[-1]))
+            return precise, eager
+        precise, eager = [], []
+        for batch in batches:
+            alone = expect(self.reference, self.pictures[batch], [(0, len(batch))], dtype=self.options.precision.dtype)
+            assert alone.eager is not None
+            precise.append(golden.first_rows(alone.reference[0], batch))
+            eager.append(golden.first_rows(alone.eager[0], batch))
+        return precise, eager
+
+
+def run_checks(checks: Sequence[FileCheck], path: Path) -> dict[str, ParityReport]:
+    """Each runtime's report on the file at `path`."""
+    batches = [batch for check in checks for batch in check.batches()]
+    reports = {}
+    for name, run in runtimes_for(checks[0].options.format.name).items():
+        results = iter(run(path, batches))
+        rows = [row for check in checks for row in check.compare([next(results) for _ in check.batches()], name).rows]
+        reports[name] = ParityReport.of(rows, checks[0].expected.dtype)
+    return reports

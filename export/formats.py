@@ -1,0 +1,74 @@
+"""The kinds of file: one row each, with all that differs between them. Importing this module imports neither torch nor onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastcnn.export.container import Container
+    from fastcnn.export.options import ExportOptions
+    from fastcnn.graph.ir import CapturedGraph
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file.
+
+    Attributes:
+        name: in Python, in the metadata and, behind two dashes, on the command line.
+        title: as messages call it.
+        suffix: of its files; the command line also tells the kind by it.
+        lower: (graph as the file shall hold it, options, names of its outputs) → what the file holds, not yet described.
+        packages: what takes part, by module; of several packages for one module, the one that is installed counts.
+        has_opset: it is written for a version of an operator set, which may be asked for.
+    """
+
+    name: str
+    title: str
+    suffix: str
+    lower: Callable[[CapturedGraph, ExportOptions, Sequence[str]], Container]
+    packages: Mapping[str, tuple[str, ...]]
+    has_opset: bool = False
+
+
+def _lower_onnx(captured: CapturedGraph, options: ExportOptions, names: Sequence[str]) -> Container:
+    import onnx
+
+    from fastcnn.export.container import Container, serialize
+    from fastcnn.export.onnx_lowering import lower_to_onnx
+
+    model = lower_to_onnx(captured, opset=options.opset, batch_size=options.batch_size, output_names=names)
+    onnx.checker.check_model(model, full_check=True)
+    return Container("onnx", serialize(model))
+
+
+def _lower_torchscript(captured: CapturedGraph, options: ExportOptions, names: Sequence[str]) -> Container:
+    from fastcnn.export.container import Container
+    from fastcnn.export.torch_archive import lower_torchscript
+
+    return Container("torchscript", lower_torchscript(captured, options.batch_size))
+
+
+def _lower_pt2(captured: CapturedGraph, options: ExportOptions, names: Sequence[str]) -> Container:
+    from fastcnn.export.container import Container
+    from fastcnn.export.torch_archive import lower_pt2
+
+    return Container("pt2", lower_pt2(captured, options.batch_size))
+
+
+_TORCH_PACKAGES = {"torch": ("torch",)}
+_ONNX_PACKAGES = {
+    "torch": ("torch",),
+    "onnx": ("onnx",),
+    "onnxscript": ("onnxscript",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "openvino": ("openvino",),
+}
+
+ONNX = Format("onnx", "ONNX", ".onnx", _lower_onnx, _ONNX_PACKAGES, has_opset=True)
+TORCHSCRIPT = Format("torchscript", "TorchScript", ".pt", _lower_torchscript, _TORCH_PACKAGES)
+PT2 = Format("pt2", ".pt2", ".pt2", _lower_pt2, _TORCH_PACKAGES)
+
+FORMATS = {row.name: row for row in (ONNX, TORCHSCRIPT, PT2)}

@@ -1,0 +1,125 @@
+"""What was asked for, checked before any work starts. Importing this module imports neither torch nor onnx."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from fastcnn.errors import RequestError, UnknownNameError
+from fastcnn.export.formats import Format
+from fastcnn.precision import Precision
+from fastcnn.preprocessing import Preprocessing
+
+Labels = str | os.PathLike[str] | Sequence[str] | None
+BatchSize = int | Literal["dynamic"]
+
+# What files can compute in.
+PRECISIONS = (Precision.fp32, Precision.fp16)
+# Below 18 PyTorch lowers to 18 and onnx converts downwards, which fails on common operators; above 23 the runtimes are not there yet.
+OPSETS = range(18, 24)
+DEFAULT_OPSET = 20
+BATCH_SIZES = (1, 2, 5)
+
+# A file with a fixed batch is checked on at least this many pictures.
+_CHECKED_PICTURES = 5
+
+
+class Preprocess(StrEnum):
+    """What a file does of the preprocessing itself: nothing; normalise uint8 pixels of its size; resize and crop pixels of any size as well."""
+
+    none = "none"
+    normalize = "normalize"
+    resize = "resize"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """One export: everything that was asked for, but for the model and its example input.
+
+    Attributes:
+        path: of the file to write.
+        precision: of weights and arithmetic, one of `PRECISIONS`.
+        batch_size: the one size that the file accepts; None for any.
+        batch_sizes: the sizes at which a file for any size is checked.
+        softmax: return probabilities.
+        labels: names of the classes; None for the model's own.
+        force: overwrite an existing file.
+        opset: of an ONNX file; None for the default.
+        preprocess: what the file does of the preprocessing itself.
+        preprocessing: from a picture to the model's input; None for the model's own.
+
+    Raises RequestError where no file could be as asked.
+    """
+
+    format: Format
+    path: Path
+    precision: Precision = Precision.fp32
+    batch_size: int | None = None
+    batch_sizes: tuple[int, ...] = BATCH_SIZES
+    softmax: bool = False
+    labels: tuple[str, ...] | None = None
+    force: bool = False
+    opset: int | None = None
+    preprocess: Preprocess = Preprocess.none
+    preprocessing: Preprocessing | None = None
+
+    def __post_init__(self) -> None:
+        if self.opset is not None and not self.format.has_opset:
+            raise RequestError(f"--opset belongs to ONNX, and this is a {self.format.name} export: leave it out")
+        if self.opset is not None and (isinstance(self.opset, bool) or self.opset not in OPSETS):
+            raise RequestError(f"ONNX opset {self.opset} cannot be written: give one from {OPSETS[0]} to {OPSETS[-1]}")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise RequestError(f"batch_sizes must be whole numbers from 1; they are {self.batch_sizes}")
+
+    @property
+    def slices(self) -> tuple[tuple[int, int], ...]:
+        """The batches to check, as ranges of one picture set."""
+        if self.batch_size is None:
+            return tuple((0, size) for size in self.batch_sizes)
+        runs = -(-_CHECKED_PICTURES // self.batch_size)
+        return tuple((run * self.batch_size, (run + 1) * self.batch_size) for run in range(runs))
+
+
+def parse_precision(precision: str) -> Precision:
+    """One of `PRECISIONS` by its name, in capitals or not. Raises RequestError for any other."""
+    name, known = precision.lower(), " and ".join(PRECISIONS)
+    if name == "int8":
+        raise RequestError(f"precision 'int8' is not supported yet; there are {known}")
+    if name not in PRECISIONS:
+        raise RequestError(f"unknown precision {precision!r}; there are {known}")
+    return Precision(name)
+
+
+def parse_batch_size(batch_size: BatchSize) -> int | None:
+    """The one size that a file shall accept, or None for "dynamic". Raises RequestError for anything but that and whole numbers from 1."""
+    if batch_size == "dynamic":
+        return None
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise RequestError(f"batch_size is a whole number from 1, or 'dynamic'; it is {batch_size!r}")
+    return batch_size
+
+
+def parse_preprocess(preprocess: str) -> Preprocess:
+    """A member of `Preprocess` by its name. Raises UnknownNameError for any other."""
+    if preprocess not in list(Preprocess):
+        raise UnknownNameError("preprocess", preprocess, Preprocess)
+    return Preprocess(preprocess)
+
+
+def read_labels(labels: Labels) -> tuple[str, ...] | None:
+    """Names of the classes in the order of the outputs, from a list or from a UTF-8 text file with one a line. Raises RequestError."""
+    if labels is None:
+        return None
+    if not isinstance(labels, (str, os.PathLike)):
+        return tuple(str(label) for label in labels)
+    try:
+        text = Path(labels).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise RequestError(f"label file {labels} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"label file {labels} is no UTF-8 text (byte {error.start})") from error
+    return tuple(line.strip() for line in text.rstrip().splitlines())
