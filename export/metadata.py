@@ -11,6 +11,7 @@ from typing import Any
 from fastcnn import __version__
 from fastcnn.export.formats import Format
 from fastcnn.export.options import ExportOptions, Preprocess
+from fastcnn.export.seal import seal
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.plan import PassReport
 from fastcnn.parity import ParityReport
@@ -53,7 +54,7 @@ def build_metadata(options: ExportOptions, evidence: Evidence) -> dict[str, Any]
     shapes = [["batch" if size is None else size for size in node.meta["shape"]] for node in captured.output_nodes]
     if options.batch_size is not None:
         shapes = [[options.batch_size if size == "batch" else size for size in shape] for shape in shapes]
-    return {
+    metadata = {
         "format_version": FORMAT_VERSION,
         "format": options.format.name,
         "model": {
@@ -81,6 +82,7 @@ def build_metadata(options: ExportOptions, evidence: Evidence) -> dict[str, Any]
         "digests": dict(evidence.digests),
         "golden": dict(evidence.golden),
     }
+    return seal(metadata)
 
 
 def _layout(captured: CapturedGraph, options: ExportOptions) -> str:

@@ -12,6 +12,7 @@ from fastcnn.errors import FileFormatError, ParityError
 from fastcnn.export import golden
 from fastcnn.export.container import read_container
 from fastcnn.export.runtimes import runtimes_for
+from fastcnn.export.seal import changed_sections
 from fastcnn.parity import BatchParity, Expected, ParityReport, compare
 
 
@@ -28,7 +29,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 def verify_file(path: str | os.PathLike[str]) -> ParityReport:
     """Run a file in its own runtimes on the golden pictures stored in it, and compare outputs and digests with what is stored; needs no reference.
 
-    Returns a report, passed or not; its `failures` say whether weights, graph or output changed.
+    Returns a report, passed or not; its `failures` say whether weights, graph, description or output changed, its `notes` what could not be checked.
 
     Raises:
         RequestError: no such file.
@@ -43,6 +44,10 @@ def verify_file(path: str | os.PathLike[str]) -> ParityReport:
     found = container.digests()
     failures = [f"the {part} changed since the export (SHA-256)" for part, digest in found.items() if digest != metadata["digests"].get(part)]
     failures += [f"record {record} is damaged" for record in container.damaged]
+    changed = changed_sections(metadata)
+    if changed:
+        failures.append(f"damaged: {' and '.join(changed)} in the description changed since the export (SHA-256)")
+    notes = [] if changed is not None else ["the file is from before descriptions had a digest: nothing says whether it was edited"]
     batches = [np.ascontiguousarray(pair.pictures[list(batch)]) for batch in pair.batches]
     expected = Expected(pair.dtype, tuple((0, len(batch)) for batch in pair.batches), pair.outputs)
     rows: list[BatchParity] = []
@@ -54,4 +59,4 @@ def verify_file(path: str | os.PathLike[str]) -> ParityReport:
             continue
         kept = [golden.first_rows(outputs, batch) for outputs, batch in zip(results, pair.batches, strict=True)]
         rows += compare(kept, expected, tolerance=pair.tolerance, runtime=name).rows
-    return ParityReport.of(rows, pair.dtype, failures)
+    return ParityReport.of(rows, pair.dtype, failures, notes)

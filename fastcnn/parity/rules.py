@@ -71,10 +71,11 @@ class ParityReport:
     batch_sizes: tuple[int, ...]
     rows: tuple[BatchParity, ...]
     failures: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, rows: Sequence[BatchParity], dtype: str, failures: Sequence[str] = ()) -> ParityReport:
-        """Sums up `rows`; `failures` are reasons that stand in no row, such as a changed digest."""
+    def of(cls, rows: Sequence[BatchParity], dtype: str, failures: Sequence[str] = (), notes: Sequence[str] = ()) -> ParityReport:
+        """Sums up `rows`; `failures` are reasons that stand in no row, such as a changed digest, `notes` what could not be checked."""
         worst = max(rows, key=lambda row: _share(row.relative_error, row.tolerance), default=None)
         reasons = (*failures, *(f"{row.runtime + ' at ' if row.runtime else ''}batch {row.batch_size}: {row.reason}" for row in rows if row.reason))
         return cls(
@@ -87,6 +88,7 @@ class ParityReport:
             batch_sizes=tuple(dict.fromkeys(row.batch_size for row in rows)),
             rows=tuple(rows),
             failures=reasons,
+            notes=tuple(notes),
         )
 
     @property
@@ -100,6 +102,7 @@ class ParityReport:
             f"top-1 agreement {self.top1_agreement:.0%}, {self.dtype}, batch {', '.join(map(str, self.batch_sizes))}"
         )
         where = f" in {' and '.join(self.runtimes)}" if self.runtimes else ""
+        where += "".join(f"; {note}" for note in self.notes)
         if self.passed:
             return f"passed: {figures}{where}"
         return f"FAILED: {'; '.join(self.failures)}: {figures}{where}"

@@ -16,6 +16,7 @@ from export_networks import flip_one_bit, rewrite_archive
 
 from fastcnn.errors import FileFormatError
 from fastcnn.export import read_metadata, verify_file
+from fastcnn.export.container import read_container
 
 
 def test_a_sound_file_passes_wherever_it_lies_and_whatever_it_is_called(exported: tuple[str, Path], tmp_path: Path) -> None:
@@ -101,6 +102,46 @@ def test_changed_code_fails_by_the_graph_digest(exported: tuple[str, Path], tmp_
     report = verify_file(mutated)
     assert report.failures[0] == "the graph changed since the export (SHA-256)"
     assert len(report.failures) > 1
+
+
+EDITS = {
+    "labels": lambda metadata: metadata["labels"].reverse(),
+    "input": lambda metadata: metadata["input"].update(preprocessing={"mean": [0.5]}),
+    "digests": lambda metadata: metadata["digests"].update(note="mine"),
+    "author": lambda metadata: metadata.update(author="me"),
+    "precision": lambda metadata: metadata.pop("precision"),
+}
+
+
+@pytest.mark.parametrize("section", EDITS)
+@pytest.mark.parametrize("exported", ["onnx"], indirect=True)
+def test_an_edited_description_fails_and_is_named(exported: tuple[str, Path], section: str, tmp_path: Path) -> None:
+    container, metadata = read_container(exported[1])
+    EDITS[section](metadata)
+    container.write(tmp_path / "edited.onnx", metadata)
+    (failure,) = verify_file(tmp_path / "edited.onnx").failures
+    assert failure == f"damaged: {section} in the description changed since the export (SHA-256)"
+
+
+@pytest.mark.parametrize("exported", ["torchscript", "pt2"], indirect=True)
+def test_an_edited_description_of_an_archive_fails(exported: tuple[str, Path], tmp_path: Path) -> None:
+    container, metadata = read_container(exported[1])
+    metadata["labels"][0] = "mine"
+    edited = tmp_path / f"edited{exported[1].suffix}"
+    container.write(edited, metadata)
+    assert "damaged: labels in the description changed" in verify_file(edited).failures[0]
+
+
+@pytest.mark.parametrize("exported", ["onnx"], indirect=True)
+def test_a_description_without_a_digest_passes_and_says_so(exported: tuple[str, Path], tmp_path: Path) -> None:
+    """Files from before there was one."""
+    container, metadata = read_container(exported[1])
+    del metadata["digests"]["description"]
+    container.write(tmp_path / "old.onnx", metadata)
+    report = verify_file(tmp_path / "old.onnx")
+    assert report.passed
+    assert "from before descriptions had a digest" in report.summary()
+    assert verify_file(exported[1]).notes == ()
 
 
 def test_missing_parts_of_the_metadata(exported: tuple[str, Path], tmp_path: Path) -> None:
