@@ -73,14 +73,15 @@ class FileCheck:
         expected = self.expected
         assert expected.eager is not None
         wanted = replace(expected, slices=expected.slices[:-1], reference=expected.reference[:-1], eager=expected.eager[:-1])
-        return compare(results, wanted, runtime=runtime)
+        return compare(results, wanted, tolerance=self.options.tolerance, runtime=runtime)
 
     def golden(self) -> dict[str, Any]:
         """The golden pair and what the reference says of it, for the file."""
         batches = golden.batches_for(self.options.batch_size)
         precise, eager = self._golden_outputs(batches)
         pairs = [both for truths, natives in zip(precise, eager, strict=True) for both in zip(truths, natives, strict=True)]
-        tolerance = max(bound(self.expected.dtype, truth, native) for truth, native in pairs)
+        rule = max(bound(self.expected.dtype, truth, native) for truth, native in pairs)
+        tolerance = rule if self.options.tolerance is None else self.options.tolerance
         # NaN and infinities are eager PyTorch's.
         outputs = [
             [np.where(np.isfinite(native), truth, native) for truth, native in zip(truths, natives, strict=True)]

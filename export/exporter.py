@@ -54,6 +54,7 @@ def export_onnx(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     preprocess: str = "none",
     preprocessing: Preprocessing | None = None,
+    tolerance: float | None = None,
 ) -> ExportReport:
     """Write a model as ONNX, in standard operators only, once onnxruntime (and OpenVINO where installed) agree with the float64 reference.
 
@@ -73,6 +74,8 @@ def export_onnx(
             [batch, H, W, C] pixels of its size and normalises them. "resize": pixels of any height and width, which it also resizes and crops;
             bilinear or bicubic, by the same filter as Pillow, without rounding to whole levels in between.
         preprocessing: from a picture to the model's input, for a model that does not say so itself; stored in the file in any case.
+        tolerance: bound on the relative L2 error of the file, for a network that amplifies rounding, in place of the rule of its precision
+            (`fastcnn.parity`). The file states it, and `verify_file` holds it to that.
 
     Raises:
         RequestError: a wrong option, an output that cannot be written, or an operation that ONNX lacks. Nothing was written.
@@ -91,6 +94,7 @@ def export_onnx(
         opset=opset,
         preprocess=parse_preprocess(preprocess),
         preprocessing=preprocessing,
+        tolerance=tolerance,
     )
     return export_file(model, example_input, options)
 
@@ -108,6 +112,7 @@ def export_torchscript(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     preprocess: str = "none",
     preprocessing: Preprocessing | None = None,
+    tolerance: float | None = None,
 ) -> ExportReport:
     """Write a model as TorchScript, which PyTorch has deprecated: prefer `export_pt2`. Arguments and errors as in `export_onnx`.
 
@@ -124,6 +129,7 @@ def export_torchscript(
         force=force,
         preprocess=parse_preprocess(preprocess),
         preprocessing=preprocessing,
+        tolerance=tolerance,
     )
     return export_file(model, example_input, options)
 
@@ -141,6 +147,7 @@ def export_pt2(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     preprocess: str = "none",
     preprocessing: Preprocessing | None = None,
+    tolerance: float | None = None,
 ) -> ExportReport:
     """Write a model as a `torch.export` archive. Arguments and errors as in `export_onnx`.
 
@@ -157,6 +164,7 @@ def export_pt2(
         force=force,
         preprocess=parse_preprocess(preprocess),
         preprocessing=preprocessing,
+        tolerance=tolerance,
     )
     return export_file(model, example_input, options)
 

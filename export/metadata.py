@@ -78,7 +78,7 @@ def build_metadata(options: ExportOptions, evidence: Evidence) -> dict[str, Any]
         "outputs": [{"name": name, "shape": shape, "dtype": "float32"} for name, shape in zip(evidence.output_names, shapes, strict=True)],
         "labels": _labels(info, options, shapes[0]),
         "passes": [str(report) for report in evidence.passes],
-        "parity": {name: _figures(report) for name, report in evidence.reports.items()},
+        "parity": {name: _figures(report, options.tolerance) for name, report in evidence.reports.items()},
         "digests": dict(evidence.digests),
         "golden": dict(evidence.golden),
     }
@@ -126,12 +126,13 @@ def _versions(format_: Format) -> dict[str, str]:
     return found
 
 
-def _figures(report: ParityReport) -> dict[str, Any]:
-    """Rounded up to two digits: what can still differ from run to run lies far behind them."""
+def _figures(report: ParityReport, tolerance: float | None) -> dict[str, Any]:
+    """Rounded up to two digits: what can still differ from run to run lies far behind them. A `tolerance` asked for stands as it was given."""
     return {
         "relative_error": _rounded_up(report.relative_error),
         "max_abs_error": _rounded_up(report.max_abs_error),
-        "tolerance": _rounded_up(report.tolerance),
+        "tolerance": _rounded_up(report.tolerance) if tolerance is None else tolerance,
+        **({} if tolerance is None else {"tolerance_rule": "asked for at the export"}),
         "top1_agreement": report.top1_agreement,
         "dtype": report.dtype,
         "batch_sizes": list(report.batch_sizes),

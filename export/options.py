@@ -51,6 +51,7 @@ class ExportOptions:
         opset: of an ONNX file; None for the default.
         preprocess: what the file does of the preprocessing itself.
         preprocessing: from a picture to the model's input; None for the model's own.
+        tolerance: bound on the relative L2 error in place of the rule of the precision; None for that rule.
 
     Raises RequestError where no file could be as asked.
     """
@@ -66,6 +67,7 @@ class ExportOptions:
     opset: int | None = None
     preprocess: Preprocess = Preprocess.none
     preprocessing: Preprocessing | None = None
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         if self.opset is not None and not self.format.has_opset:
@@ -74,6 +76,8 @@ class ExportOptions:
             raise RequestError(f"ONNX opset {self.opset} cannot be written: give one from {OPSETS[0]} to {OPSETS[-1]}")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise RequestError(f"batch_sizes must be whole numbers from 1; they are {self.batch_sizes}")
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise RequestError(f"tolerance is a bound on the relative error, above 0 and below 1; it is {self.tolerance}")
 
     @property
     def slices(self) -> tuple[tuple[int, int], ...]:

@@ -52,6 +52,12 @@ def export(
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, to store in the file.")] = None,
     image_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Height and width of the input.  [default: the model's own]")] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Classes of the model.  [default: the model's own]")] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", help="Largest relative error that passes; the file states it, and verify holds it to that.  [default: by precision]"
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -69,6 +75,7 @@ def export(
         force=force,
         opset=opset,
         preprocess=preprocess,
+        tolerance=tolerance,
     )
     from fastcnn.models.registry import model_spec
 

@@ -63,6 +63,15 @@ def test_the_precision_may_be_written_in_capitals(cli):
     assert json.loads(result.stdout)["metadata"]["precision"] == "fp16"
 
 
+def test_a_tolerance_is_held_by_export_and_verify(cli, tmp_path):
+    refused = cli("export", "simple_cnn", "--onnx", "--tolerance", "1e-12")
+    assert refused.exit_code == 1
+    assert "is above 1e-12" in refused.stderr
+    assert not list(tmp_path.iterdir())
+    assert cli("export", "simple_cnn", "--onnx", "--tolerance", "0.002").exit_code == 0
+    assert "bound 0.002" in cli("verify", "simple_cnn.onnx").stdout
+
+
 def test_labels_and_number_of_classes(cli, tmp_path):
     (tmp_path / "labels.txt").write_text("cat\ndog\nbird\n")
     result = cli("export", "simple_cnn", "--onnx", "--num-classes", 3, "--labels", "labels.txt", "--json")

@@ -242,6 +242,33 @@ def test_a_file_that_computes_something_else_is_not_kept(format_: str, tmp_path:
     assert not caught.value.report.passed
 
 
+def shift_one_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that moves the outputs by about a part in ten thousand."""
+    run_passes = exporter.run_passes
+
+    def broken(captured: Any, names: Any) -> Any:
+        graph, reports = run_passes(captured, names)
+        next(tensor for tensor in graph.constants().values() if tensor.dim() == 4).mul_(1 + 1e-4)
+        return graph, reports
+
+    monkeypatch.setattr(exporter, "run_passes", broken)
+
+
+@pytest.mark.parametrize("format_", EXPORTERS)
+def test_a_tolerance_is_stated_in_the_file_and_verified(format_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shift_one_weight(monkeypatch)
+    path = tmp_path / f"model{SUFFIX[format_]}"
+    with folder_unchanged(tmp_path), pytest.raises(ParityError, match="is above 1e-05"):
+        EXPORTERS[format_](small(), path, example())
+    report = EXPORTERS[format_](small(), path, example(), tolerance=1.25e-3)
+    assert report.parity.relative_error > 1e-5
+    for figures in read_metadata(path)["parity"].values():
+        assert (figures["tolerance"], figures["tolerance_rule"]) == (1.25e-3, "asked for at the export")
+    verified = verify_file(path)
+    assert verified.passed
+    assert verified.tolerance == 1.25e-3
+
+
 def test_force_replaces_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_text("the old file")

@@ -25,6 +25,8 @@ from fastcnn.precision import Precision
         ({"opset": 24}, "opset 24 cannot be written: give one from 18 to 23"),
         ({"batch_size": 0}, "batch_size is a whole number from 1, or 'dynamic'; it is 0"),
         ({"batch_size": "many"}, "it is 'many'"),
+        ({"tolerance": 0.0}, "above 0 and below 1; it is 0.0"),
+        ({"tolerance": float("nan")}, "it is nan"),
         ({"batch_sizes": (0,)}, "batch_sizes must be whole numbers from 1"),
         ({"labels": "missing.txt"}, "label file missing.txt cannot be read"),
     ],
