@@ -187,6 +187,8 @@ def export_file(model: nn.Module | CapturedGraph, example_input: Tensor, options
 
     reference = _whole_reference(model, front, options.softmax)
     checks = [FileCheck.prepare(reference, pictures) for pictures in picture_sets(example_input, front, options)]
+    for check in checks:
+        check.require_finite(captured.info["name"])
     with replacing(options.path, suffix=options.format.suffix) as draft:
         container.write(draft)
         reports = run_checks(checks, draft)

@@ -24,6 +24,7 @@ from fastcnn.export import check, export_onnx, export_pt2, export_torchscript, e
 from fastcnn.graph.capture import capture
 from fastcnn.models import create_model, model_spec
 from fastcnn.models.weights import state_dict_sha256
+from fastcnn.preprocessing import Preprocessing
 
 RUNTIMES = {
     "onnx": ("onnxruntime", "openvino") if importlib.util.find_spec("openvino") else ("onnxruntime",),
@@ -267,6 +268,31 @@ def test_a_tolerance_is_stated_in_the_file_and_verified(format_: str, tmp_path: 
     verified = verify_file(path)
     assert verified.passed
     assert verified.tolerance == 1.25e-3
+
+
+@pytest.mark.parametrize("preprocess", ["none", "normalize"])
+def test_a_model_that_overflows_float16_is_refused_before_any_runtime(preprocess: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(path: Path, batches: Any) -> Any:
+        raise AssertionError("no runtime is asked")
+
+    monkeypatch.setattr(check, "runtimes_for", lambda format_: {"test": run})
+    model = small()
+    with torch.no_grad():
+        model.head.weight.mul_(1e6)
+    described = Preprocessing("RGB", None, (12, 12)) if preprocess != "none" else None
+    with folder_unchanged(tmp_path), pytest.raises(ParityError, match=r"small has weights .* overflow float16: eager PyTorch") as caught:
+        export_onnx(model, tmp_path / "m.onnx", example(), precision="fp16", preprocess=preprocess, preprocessing=described)
+    assert "\n" not in str(caught.value)
+    with torch.no_grad():
+        model.head.bias[1] = torch.nan
+    with folder_unchanged(tmp_path), pytest.raises(ParityError, match=r"small itself gives NaN or infinity .* in float64 too"):
+        export_onnx(model, tmp_path / "m.onnx", example())
+
+
+def test_not_a_number_in_the_example_is_no_fault_of_the_model(tmp_path: Path) -> None:
+    picture = example()
+    picture[0, 0, 0, 0] = torch.nan
+    assert export_onnx(nn.Flatten().eval(), tmp_path / "m.onnx", picture).parity.passed
 
 
 def test_force_replaces_the_old_file(tmp_path: Path) -> None:
