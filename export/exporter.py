@@ -63,7 +63,7 @@ def export_onnx(
     Args:
         model: any classifier in evaluation mode that `torch.export` can capture, or a graph captured from one; not changed.
         example_input: [N, C, H, W]; its sizes, but for N, become those of the file, and its range that of the pictures it is checked with.
-        opset: 18 to 23; 20 by default.
+        opset: 13 to 23; by default the lowest of these that the graph needs, which the most runtimes read.
         precision: "fp32", or "fp16" for float16 weights and arithmetic.
         batch_size: "dynamic", or the one size that the file shall accept.
         softmax: return `probabilities` over dimension 1 instead.
@@ -151,7 +151,8 @@ def export_pt2(
 ) -> ExportReport:
     """Write a model as a `torch.export` archive. Arguments and errors as in `export_onnx`.
 
-    `torch.export.load(path).module()` gives a module from [N, ...] float32 to float32; it is checked in a fresh process that has PyTorch only.
+    `torch.export.load(path).module()` gives a module from [N, ...] float32 to float32, of up to 1024 pictures where the batch is dynamic: what
+    plans memory ahead from the archive needs a bound. It is checked in a fresh process that has PyTorch only.
     """
     options = ExportOptions(
         format=PT2,

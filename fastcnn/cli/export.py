@@ -43,7 +43,7 @@ def export(
         str, typer.Option(metavar="|".join(_precisions()), autocompletion=_precisions, help="The type of the weights and of the arithmetic.")
     ] = Precision.fp32.value,
     batch_size: Annotated[str, typer.Option(metavar="N|dynamic", help="The batch that the file accepts.")] = "dynamic",
-    opset: Annotated[int | None, typer.Option(metavar="N", help="The ONNX opset.  [default: what the exporter recommends]")] = None,
+    opset: Annotated[int | None, typer.Option(metavar="N", help="The ONNX opset, 13 to 23.  [default: the lowest that the model needs]")] = None,
     softmax: Annotated[bool, typer.Option("--softmax", help="Give probabilities instead of logits.")] = False,
     preprocess: Annotated[
         Preprocess,

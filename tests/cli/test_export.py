@@ -97,7 +97,7 @@ BAD = {
     "flag against suffix": (["export", "simple_cnn", "--onnx", "-o", "x.pt2"], "disagree"),
     "opset of no ONNX": (["export", "simple_cnn", "--pt2", "--opset", "18"], "--opset"),
     "unknown opset": (["export", "simple_cnn", "--onnx", "--opset", "999"], "999"),
-    "opset too old": (["export", "simple_cnn", "--onnx", "--opset", "1"], "opset"),
+    "opset too old": (["export", "simple_cnn", "--onnx", "--opset", "1"], "or none for the lowest that the model needs"),
     "int8": (["export", "simple_cnn", "--onnx", "--precision", "int8"], "not supported yet"),
     "a precision that no file has": (["export", "simple_cnn", "--onnx", "--precision", "bf16"], "there are fp32 and fp16"),
     "batch of words": (["export", "simple_cnn", "--onnx", "--batch-size", "many"], "'many'"),
