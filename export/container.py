@@ -80,6 +80,7 @@ def read_container(path: Path) -> tuple[Container, dict[str, Any]]:
         raise RequestError(f"{path} is a folder" if path.is_dir() else f"{path} does not exist")
     with path.open("rb") as file:
         magic = file.read(4)
+    _refuse_safetensors(path)
     container, text = _read_archive(path) if magic == b"PK\x03\x04" else _read_onnx(path)
     if text is None:
         raise FileFormatError(f"{path} was not exported by fastcnn: it is {FORMATS[container.format].title}, but lacks the metadata entry {KEY!r}")
@@ -90,6 +91,26 @@ def read_container(path: Path) -> tuple[Container, dict[str, Any]]:
     if not isinstance(metadata, dict):
         raise FileFormatError(f"{path} has damaged metadata: a JSON object was expected")
     return container, metadata
+
+
+def _refuse_safetensors(path: Path) -> None:
+    """Says what to do with what `fastcnn.save` writes, and with a file of weights."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= path.stat().st_size - 8:
+            return
+        text = file.read(length)
+    try:
+        header = json.loads(text) if text.startswith(b"{") else None
+    except ValueError:
+        return
+    if not isinstance(header, dict):
+        return
+    if KEY in (header.get("__metadata__") or {}):
+        raise FileFormatError(
+            f"{path} is a module that fastcnn.save wrote, not an exported file: fastcnn.load({path.name!r}) checks it while it reads it"
+        )
+    raise FileFormatError(f"{path} holds weights only: `fastcnn export MODEL --weights {path.name}` makes a file that can be verified")
 
 
 # -- ONNX --------------------------------------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ class CommandLine(TyperGroup):
 
 def _usage_error(problem: BaseException) -> int:
     message = " ".join(problem.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+    message = message.replace("Value error, ", "", 1)  # what some releases of typer put in front of "'x' is not one of …"
     context = getattr(problem, "ctx", None)
     hint = f" (see {context.command_path} --help)" if context is not None else ""
     output.error(message[:1].lower() + message[1:] + hint)
