@@ -18,7 +18,7 @@ import onnx
 import onnx.numpy_helper
 
 from fastcnn.errors import FileFormatError, RequestError
-from fastcnn.export.description import KEY, ZIP_MAGIC, parse, refuse_weights
+from fastcnn.export.description import KEY, ZIP_MAGIC, parse, refuse_safetensors, refuse_weights
 
 _ALIGNMENT = 64  # of tensor bytes in the archive, as PyTorch writes them, so that they can be memory-mapped
 _WEIGHT_RECORDS = re.compile(r"(constants|data|data/weights|data/constants)/[^/]+")
@@ -78,6 +78,7 @@ def read_container(path: Path) -> tuple[Container, dict[str, Any]]:
     with path.open("rb") as file:
         start = file.read(9)
     refuse_weights(path, start)
+    refuse_safetensors(path)
     container, text = _read_archive(path) if start.startswith(ZIP_MAGIC) else _read_onnx(path)
     return container, parse(path, container.format, text)
 

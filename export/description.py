@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastcnn.errors import FileFormatError, RequestError
+from fastcnn.export.formats import FORMATS
 
 # The entry that holds our metadata in every format.
 KEY = "fastcnn"
-
-TITLE = {"onnx": "ONNX", "torchscript": "TorchScript", "pt2": ".pt2"}
 
 ZIP_MAGIC = b"PK\x03\x04"
 
@@ -46,7 +45,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 def parse(path: Path, format_: str, text: str | None) -> dict[str, Any]:
     """The object in a file's entry. Raises FileFormatError where there is no entry, or it holds none."""
     if text is None:
-        raise FileFormatError(f"{path} was not exported by fastcnn: it is {TITLE[format_]}, but lacks the metadata entry {KEY!r}")
+        raise FileFormatError(f"{path} was not exported by fastcnn: it is {FORMATS[format_].title}, but lacks the metadata entry {KEY!r}")
     try:
         metadata = json.loads(text)
     except ValueError as error:
@@ -71,6 +70,26 @@ def refuse_weights(path: Path, start: bytes) -> None:
             f"{path} holds weights without a network (a state dict): name the model that they belong to, "
             f"as in `fastcnn predict MODEL --weights {path}`"
         )
+
+
+def refuse_safetensors(path: Path) -> None:
+    """Raises FileFormatError for what `fastcnn.save` writes, and for weights in the safetensors format; says what to do with them."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= path.stat().st_size - 8:
+            return
+        text = file.read(length)
+    try:
+        header = json.loads(text) if text.startswith(b"{") else None
+    except ValueError:
+        return
+    if not isinstance(header, dict):
+        return
+    if KEY in (header.get("__metadata__") or {}):
+        raise FileFormatError(
+            f"{path} is a module that fastcnn.save wrote, not an exported file: fastcnn.load({path.name!r}) checks it while it reads it"
+        )
+    raise FileFormatError(f"{path} holds weights only: `fastcnn export MODEL --weights {path.name}` makes a file that can be verified")
 
 
 def is_safetensors(path: Path) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastcnn.errors import RequestError
 from fastcnn.export.check import FileCheck, picture_sets, run_checks
-from fastcnn.export.container import sha256_of_file
+from fastcnn.export.container import Container, sha256_of_file
 from fastcnn.export.formats import ONNX, PT2, TORCHSCRIPT
 from fastcnn.export.lowering import default_output_names, finish
 from fastcnn.export.metadata import Evidence, build_metadata
@@ -63,7 +63,7 @@ def export_onnx(
     Args:
         model: any classifier in evaluation mode that `torch.export` can capture, or a graph captured from one; not changed.
         example_input: [N, C, H, W]; its sizes, but for N, become those of the file, and its range that of the pictures it is checked with.
-        opset: 18 to 23; 20 by default.
+        opset: 13 to 23; by default the lowest of these that the graph needs, which the most runtimes read.
         precision: "fp32", or "fp16" for float16 weights and arithmetic.
         batch_size: "dynamic", or the one size that the file shall accept.
         softmax: return `probabilities` over dimension 1 instead.
@@ -151,7 +151,8 @@ def export_pt2(
 ) -> ExportReport:
     """Write a model as a `torch.export` archive. Arguments and errors as in `export_onnx`.
 
-    `torch.export.load(path).module()` gives a module from [N, ...] float32 to float32; it is checked in a fresh process that has PyTorch only.
+    `torch.export.load(path).module()` gives a module from [N, ...] float32 to float32, of up to 1024 pictures where the batch is dynamic: what
+    plans memory ahead from the archive needs a bound. It is checked in a fresh process that has PyTorch only.
     """
     options = ExportOptions(
         format=PT2,
@@ -183,7 +184,7 @@ def export_file(model: nn.Module | CapturedGraph, example_input: Tensor, options
     if front is not None:
         finished = take_pixels(finished, front, options.batch_size)
     names = default_output_names(finished, "probabilities" if options.softmax else "logits")
-    container = options.format.lower(finished, options, names)
+    container = Container(options.format.name, options.format.lower(finished, names, options.batch_size, options.opset))
 
     reference = _whole_reference(model, front, options.softmax)
     checks = [FileCheck.prepare(reference, pictures) for pictures in picture_sets(example_input, front, options)]

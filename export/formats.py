@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastcnn.export.container import Container
-    from fastcnn.export.options import ExportOptions
     from fastcnn.graph.ir import CapturedGraph
 
 
@@ -20,7 +18,8 @@ class Format:
         name: in Python, in the metadata and, behind two dashes, on the command line.
         title: as messages call it.
         suffix: of its files; the command line also tells the kind by it.
-        lower: (graph as the file shall hold it, options, names of its outputs) → what the file holds, not yet described.
+        lower: (graph as the file shall hold it, names of its outputs, the one batch that it accepts or None for any, opset or
+            None for the lowest that will do) → what a `Container` of this format holds.
         packages: what takes part, by module; of several packages for one module, the one that is installed counts.
         has_opset: it is written for a version of an operator set, which may be asked for.
     """
@@ -28,34 +27,31 @@ class Format:
     name: str
     title: str
     suffix: str
-    lower: Callable[[CapturedGraph, ExportOptions, Sequence[str]], Container]
+    lower: Callable[[CapturedGraph, Sequence[str], int | None, int | None], bytes | Mapping[str, bytes]]
     packages: Mapping[str, tuple[str, ...]]
     has_opset: bool = False
 
 
-def _lower_onnx(captured: CapturedGraph, options: ExportOptions, names: Sequence[str]) -> Container:
+def _lower_onnx(captured: CapturedGraph, names: Sequence[str], batch_size: int | None, opset: int | None) -> bytes:
     import onnx
 
-    from fastcnn.export.container import Container, serialize
     from fastcnn.export.onnx_lowering import lower_to_onnx
 
-    model = lower_to_onnx(captured, opset=options.opset, batch_size=options.batch_size, output_names=names)
+    model = lower_to_onnx(captured, opset=opset, batch_size=batch_size, output_names=names)
     onnx.checker.check_model(model, full_check=True)
-    return Container("onnx", serialize(model))
+    return model.SerializeToString(deterministic=True)
 
 
-def _lower_torchscript(captured: CapturedGraph, options: ExportOptions, names: Sequence[str]) -> Container:
-    from fastcnn.export.container import Container
+def _lower_torchscript(captured: CapturedGraph, names: Sequence[str], batch_size: int | None, opset: int | None) -> Mapping[str, bytes]:
     from fastcnn.export.torch_archive import lower_torchscript
 
-    return Container("torchscript", lower_torchscript(captured, options.batch_size))
+    return lower_torchscript(captured, batch_size)
 
 
-def _lower_pt2(captured: CapturedGraph, options: ExportOptions, names: Sequence[str]) -> Container:
-    from fastcnn.export.container import Container
+def _lower_pt2(captured: CapturedGraph, names: Sequence[str], batch_size: int | None, opset: int | None) -> Mapping[str, bytes]:
     from fastcnn.export.torch_archive import lower_pt2
 
-    return Container("pt2", lower_pt2(captured, options.batch_size))
+    return lower_pt2(captured, batch_size)
 
 
 _TORCH_PACKAGES = {"torch": ("torch",)}

@@ -86,9 +86,9 @@ def example_for(captured: CapturedGraph, batch_size: int | None) -> Tensor:
     return torch.zeros([batch_size or 2, *sizes], dtype=captured.input_dtype)
 
 
-def dynamic_sizes(captured: CapturedGraph, batch_size: int | None) -> tuple[dict[int, Any]] | None:
-    """`dynamic_shapes` of torch.export: the batch unless it is fixed, and the free sides of a picture."""
-    free = {} if batch_size is not None else {0: torch.export.Dim("batch")}
+def dynamic_sizes(captured: CapturedGraph, batch_size: int | None, largest: int | None = None) -> tuple[dict[int, Any]] | None:
+    """`dynamic_shapes` of torch.export: the batch, of `largest` pictures at most, unless it is fixed, and the free sides of a picture."""
+    free = {} if batch_size is not None else {0: torch.export.Dim("batch", max=largest)}
     free |= {axis: torch.export.Dim(_SIDE_NAMES[axis]) for axis, size in _sides(captured) if size is None}
     return (free,) if free else None
 

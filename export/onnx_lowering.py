@@ -15,7 +15,7 @@ import torch
 
 from fastcnn.errors import RequestError
 from fastcnn.export.lowering import default_output_names, dynamic_sizes, example_for
-from fastcnn.export.options import DEFAULT_OPSET
+from fastcnn.export.opsets import WRITTEN, drop_allowzero, lowest_opset, to_opset
 from fastcnn.graph.capture import TRACING
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.plan import op_name
@@ -31,24 +31,27 @@ def lower_to_onnx(
 
     Args:
         captured: constants in the dtypes that the file shall have.
-        opset: version of the operator set, 20 by default.
+        opset: version of the operator set, 13 to 23; by default the lowest of these that the graph needs.
         output_names: one per output; by default `logits`, or `output_0`, `output_1` and so on.
 
     Raises:
-        RequestError: an operation that ONNX has no standard operators for, a model above 2 GB, or an opset that PyTorch does not lower to.
+        RequestError: an operation that ONNX has no standard operators for, a model above 2 GB, or an opset that lacks one of the operators.
     """
-    name, opset = captured.info["name"], opset or DEFAULT_OPSET
+    name, written = captured.info["name"], max(opset or WRITTEN, WRITTEN)
     outputs = list(output_names or default_output_names(captured))
     size = sum(tensor.nbytes for tensor in captured.constants().values())
     if size > _LARGEST:
         raise RequestError(f"{name} has {size / 1e9:.1f} GB of weights; an ONNX file holds at most 2 GB (a .pt2 file has no such limit)")
-    model = _to_onnx(captured, opset, batch_size, outputs)
+    model = _to_onnx(captured, written, batch_size, outputs)
     _name_nodes(model.graph, captured)
     _strip(model)
     _check_standard(model, name)
     versions = {entry.domain: entry.version for entry in model.opset_import}
-    if versions != {"": opset}:
-        raise RequestError(f"{name} cannot be lowered to opset {opset}: PyTorch made {versions}")
+    if versions != {"": written}:
+        raise RequestError(f"{name} cannot be lowered to opset {written}: PyTorch made {versions}")
+    drop_allowzero(model)
+    if opset is None or opset < WRITTEN:
+        to_opset(model, opset or lowest_opset(model), name)
     # The oldest format that has the opset: older runtimes can then read the file.
     model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
     return model

@@ -19,9 +19,8 @@ BatchSize = int | Literal["dynamic"]
 
 # What files can compute in.
 PRECISIONS = (Precision.fp32, Precision.fp16)
-# Below 18 PyTorch lowers to 18 and onnx converts downwards, which fails on common operators; above 23 the runtimes are not there yet.
-OPSETS = range(18, 24)
-DEFAULT_OPSET = 20
+# Below 13 operators differ in more than what `opsets` rewrites; above 23 the runtimes are not there yet.
+OPSETS = range(13, 24)
 BATCH_SIZES = (1, 2, 5)
 
 # A file with a fixed batch is checked on at least this many pictures.
@@ -48,7 +47,7 @@ class ExportOptions:
         softmax: return probabilities.
         labels: names of the classes; None for the model's own.
         force: overwrite an existing file.
-        opset: of an ONNX file; None for the default.
+        opset: of an ONNX file; None for the lowest of `OPSETS` that the graph needs.
         preprocess: what the file does of the preprocessing itself.
         preprocessing: from a picture to the model's input; None for the model's own.
         tolerance: bound on the relative L2 error in place of the rule of the precision; None for that rule.
@@ -73,7 +72,9 @@ class ExportOptions:
         if self.opset is not None and not self.format.has_opset:
             raise RequestError(f"--opset belongs to ONNX, and this is a {self.format.name} export: leave it out")
         if self.opset is not None and (isinstance(self.opset, bool) or self.opset not in OPSETS):
-            raise RequestError(f"ONNX opset {self.opset} cannot be written: give one from {OPSETS[0]} to {OPSETS[-1]}")
+            raise RequestError(
+                f"ONNX opset {self.opset} cannot be written: give one from {OPSETS[0]} to {OPSETS[-1]}, or none for the lowest that the model needs"
+            )
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise RequestError(f"batch_sizes must be whole numbers from 1; they are {self.batch_sizes}")
         if self.tolerance is not None and not 0 < self.tolerance < 1:

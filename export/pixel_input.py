@@ -130,7 +130,8 @@ def _filters(values: Tensor, axis: int, length: Tensor, resized: Tensor, crop: i
     inputs = torch.arange(values.shape[axis], dtype=torch.int64).unsqueeze(0)
     distance = (2 * inputs + 1) * resized - (2 * outputs + 1) * length
     width = torch.maximum(length, resized) if preprocessing.antialias else resized
-    away = distance.abs().to(values.dtype) / (2 * width).to(values.dtype)
+    # Cast before abs: OpenCV has no Abs of whole numbers.
+    away = distance.to(values.dtype).abs() / (2 * width).to(values.dtype)
     weights = torch.relu(1 - away) if preprocessing.interpolation == "bilinear" else _cubic(away)
     return weights / weights.sum(dim=1, keepdim=True)
 

@@ -18,6 +18,9 @@ from fastcnn.graph.ir import CapturedGraph, aten
 
 log = logging.getLogger(__name__)
 
+# Pictures in a batch of any size: what plans memory ahead, such as ExecuTorch, needs a bound.
+LARGEST_BATCH = 1024
+
 # What torch.export notes on each node about where it came from: files of this machine, and ids of this process.
 _ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")
 
@@ -29,14 +32,16 @@ def lower_pt2(captured: CapturedGraph, batch_size: int | None) -> dict[str, byte
         RequestError: torch.export refuses the graph.
     """
     example = example_for(captured, batch_size)
+    sizes = dynamic_sizes(captured, batch_size, LARGEST_BATCH)
     buffer = io.BytesIO()
     try:
         with torch.no_grad():
-            program = torch.export.export(deployed_module(captured), (example,), dynamic_shapes=dynamic_sizes(captured, batch_size))
+            program = torch.export.export(deployed_module(captured), (example,), dynamic_shapes=sizes)
             for node in program.graph.nodes:
                 for origin in _ORIGINS:
                     node.meta.pop(origin, None)
-            program.example_inputs = None  # the golden pair serves for that
+            # AOTInductor wants them. One stored element, seen at every position: the golden pair serves as a real example.
+            program.example_inputs = ((example.new_zeros(1).expand(example.shape),), {})
             torch.export.save(program, buffer)
     except Exception as error:  # torch.export raises whatever it meets
         raise _refused(captured, ".pt2", error) from error

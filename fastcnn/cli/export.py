@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,7 @@ def export(
     torchscript: Annotated[bool, typer.Option("--torchscript", help="Write TorchScript (deprecated by PyTorch: prefer --pt2).")] = False,
     pt2: Annotated[bool, typer.Option("--pt2", help="Write a torch.export archive.")] = False,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "-o", "--output", metavar="FILE", help="Where to write; .onnx, .pt and .pt2 also choose the format.  [default: MODEL.onnx, .pt or .pt2]"
         ),
@@ -40,7 +41,7 @@ def export(
         str, typer.Option(metavar="|".join(_precisions()), autocompletion=_precisions, help="The type of the weights and of the arithmetic.")
     ] = Precision.fp32.value,
     batch_size: Annotated[str, typer.Option(metavar="N|dynamic", help="The batch that the file accepts.")] = "dynamic",
-    opset: Annotated[int | None, typer.Option(metavar="N", help="The ONNX opset.  [default: what the exporter recommends]")] = None,
+    opset: Annotated[int | None, typer.Option(metavar="N", help="The ONNX opset, 13 to 23.  [default: the lowest that the model needs]")] = None,
     softmax: Annotated[bool, typer.Option("--softmax", help="Give probabilities instead of logits.")] = False,
     preprocess: Annotated[
         Preprocess,
@@ -62,12 +63,13 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a model to a file, check the file in its own runtime, and keep it only if it passes."""
-    format_ = _format({"onnx": onnx, "torchscript": torchscript, "pt2": pt2}, out)
+    target = None if out is None else _target(out)
+    format_ = _format({"onnx": onnx, "torchscript": torchscript, "pt2": pt2}, target)
     if weights is not None and seed is not None:
         raise RequestError("--seed makes random weights and --weights loads others: give one of them")
     options = ExportOptions(
         format=format_,
-        path=out or Path(model + format_.suffix),
+        path=target or Path(model + format_.suffix),
         precision=parse_precision(precision),
         batch_size=_batch_size(batch_size),
         softmax=softmax,
@@ -80,7 +82,7 @@ def export(
     from fastcnn.models.registry import model_spec
 
     channels, height, width = model_spec(model).input_size
-    check_target(options.path, options.force)
+    check_target(options.path, options.force, "-o")
     with output.working(f"exporting {model} to {options.path}"):
         import torch
 
@@ -96,6 +98,15 @@ def export(
         output.print_json(report)
     else:
         print_report(report)
+
+
+def _target(out: str) -> Path:
+    """The file that -o names."""
+    if out == "-":
+        raise RequestError("a file is checked where it lies before it is kept, so none goes to stdout: give -o the name of a file")
+    if out.endswith(("/", os.sep)):  # a Path would drop it, and a file of that name would be written
+        raise RequestError(f"{out} is a folder: give -o the name of a file in it")
+    return Path(out)
 
 
 def _format(flags: dict[str, bool], out: Path | None) -> Format:

@@ -4,7 +4,12 @@ import json
 
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
+from safetensors.torch import save_file
+
+import fastcnn
+from fastcnn.models import create_model
 
 
 @pytest.fixture
@@ -57,3 +62,14 @@ def test_a_file_that_is_none(cli, tmp_path, name, content):
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("error: ")
     assert name in result.stderr
+
+
+def test_our_own_other_files_are_named(cli, tmp_path):
+    example = torch.rand(1, 1, 28, 28)
+    fastcnn.save(fastcnn.optimize(create_model("simple_cnn"), example, backend="torch"), tmp_path / "x.fast")
+    save_file(create_model("simple_cnn").state_dict(), tmp_path / "w.safetensors")
+    for name, said in [("x.fast", "fastcnn.load('x.fast')"), ("w.safetensors", "fastcnn export MODEL --weights w.safetensors")]:
+        result = cli("verify", name)
+        assert result.exit_code == 2
+        assert result.stderr.count("\n") == 1
+        assert said in result.stderr

@@ -21,8 +21,8 @@ from fastcnn.precision import Precision
     [
         ({"precision": "int8"}, "'int8' is not supported yet; there are fp32 and fp16"),
         ({"precision": "fp8"}, "unknown precision 'fp8'"),
-        ({"opset": 17}, "opset 17 cannot be written: give one from 18 to 23"),
-        ({"opset": 24}, "opset 24 cannot be written: give one from 18 to 23"),
+        ({"opset": 12}, "opset 12 cannot be written: give one from 13 to 23, or none for the lowest that the model needs"),
+        ({"opset": 24}, "opset 24 cannot be written: give one from 13 to 23"),
         ({"batch_size": 0}, "batch_size is a whole number from 1, or 'dynamic'; it is 0"),
         ({"batch_size": "many"}, "it is 'many'"),
         ({"tolerance": 0.0}, "above 0 and below 1; it is 0.0"),
