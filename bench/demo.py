@@ -29,7 +29,7 @@ from fastcnn.errors import FastcnnError, ParityError
 from fastcnn.export import export_onnx, verify_file
 from fastcnn.models import create_model, model_spec
 from fastcnn.pictures import open_picture
-from fastcnn.prediction.predictor import load_predictor
+from fastcnn.prediction.loading import load_predictor
 from fastcnn.prediction.run import Answer, predict
 
 

@@ -18,9 +18,9 @@ import onnx
 import onnx.numpy_helper
 
 from fastcnn.errors import FileFormatError, RequestError
+from fastcnn.export.archive import write_archive
 from fastcnn.export.description import KEY, ZIP_MAGIC, parse, refuse_safetensors, refuse_weights
 
-_ALIGNMENT = 64  # of tensor bytes in the archive, as PyTorch writes them, so that they can be memory-mapped
 _WEIGHT_RECORDS = re.compile(r"(constants|data|data/weights|data/constants)/[^/]+")
 
 
@@ -47,7 +47,7 @@ class Container:
             path.write_bytes(self.content + entry)
         else:
             extra = {f"extra/{KEY}": text.encode()} if text is not None else {}
-            _write_archive(path, {**self.content, **extra})
+            write_archive(path, {**self.content, **extra})
 
     @property
     def opset(self) -> int | None:
@@ -150,24 +150,6 @@ def _read_archive(path: Path) -> tuple[Container, str | None]:
         return Container(format_, records, tuple(damaged)), None if text is None else text.decode()
     except UnicodeDecodeError as error:
         raise FileFormatError(f"{path} has damaged metadata: {error}") from error
-
-
-def _write_archive(path: Path, records: Mapping[str, bytes]) -> None:
-    """An archive that PyTorch reads: stored, no dates, each record's bytes at a multiple of 64."""
-    with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for name, data in records.items():
-            info = zipfile.ZipInfo(f"archive/{name}", date_time=(1980, 1, 1, 0, 0, 0))
-            info.create_system = 0  # else it says on which system it was written
-            start = file.tell() + 30 + len(info.filename.encode())  # 30: the fixed part of a local header
-            padding = -(start + 4) % _ALIGNMENT  # 4: the header of the extra field
-            info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
-            archive.writestr(info, data)
-
-
-def read_records(data: zipfile.ZipFile) -> dict[str, bytes]:
-    """Records of an archive that PyTorch wrote, without its top folder, in their order, and without its random-looking serialization id."""
-    names = {info.filename: info.filename.partition("/")[2] for info in data.infolist()}
-    return {name: data.read(path) for path, name in names.items() if name != ".data/serialization_id"}
 
 
 def _sha256_of(entries: Iterable[tuple[str, bytes]] | Sequence[tuple[str, bytes]]) -> str:

@@ -12,7 +12,7 @@ import zipfile
 import torch
 
 from fastcnn.errors import RequestError
-from fastcnn.export.container import read_records
+from fastcnn.export.archive import read_records
 from fastcnn.export.lowering import deployed_module, dynamic_sizes, example_for
 from fastcnn.graph.ir import CapturedGraph, aten
 

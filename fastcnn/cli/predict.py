@@ -113,7 +113,7 @@ def _load(model: str, weights: str | None, seed: int | None, backend: str | None
     if weights is not None and seed is not None:
         raise RequestError("--seed makes random weights and --weights loads others: give one of them")
     from fastcnn.export.options import read_labels
-    from fastcnn.prediction.predictor import load_predictor
+    from fastcnn.prediction.loading import load_predictor
 
     predictor = load_predictor(
         model,

@@ -18,7 +18,8 @@ from fastcnn.engines import BACKENDS
 from fastcnn.errors import RequestError
 from fastcnn.evaluation.figures import Disagreement
 from fastcnn.evaluation.metrics import Metrics, Tally
-from fastcnn.prediction.predictor import Predictor, load_predictor
+from fastcnn.prediction.loading import load_predictor
+from fastcnn.prediction.predictor import Predictor
 
 # What may follow the name of a model or file: `simple_cnn@onnxruntime`.
 _AFTER_AT = ("reference", *BACKENDS)

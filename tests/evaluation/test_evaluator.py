@@ -15,7 +15,7 @@ from fastcnn.evaluation.evaluator import class_order, disagreements, evaluate, l
 from fastcnn.evaluation.figures import plot_confusion, plot_disagreements
 from fastcnn.export import export_onnx
 from fastcnn.models import create_model, model_spec
-from fastcnn.prediction.predictor import load_predictor
+from fastcnn.prediction.loading import load_predictor
 
 GREY = model_spec("simple_cnn").preprocessing
 

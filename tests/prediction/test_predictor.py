@@ -17,7 +17,7 @@ import fastcnn
 from fastcnn.errors import FileFormatError, InputError, RequestError, UnknownNameError
 from fastcnn.export.container import read_container
 from fastcnn.models import create_model
-from fastcnn.prediction.predictor import load_predictor
+from fastcnn.prediction.loading import load_predictor
 from fastcnn.preprocessing import Preprocessing
 
 DIGIT = Image.fromarray(np.random.default_rng(0).integers(0, 256, (34, 40, 3), dtype=np.uint8)).resize((90, 70), Image.Resampling.BICUBIC)

@@ -16,7 +16,8 @@ from picture_support import write_pictures
 from fastcnn.errors import RequestError
 from fastcnn.prediction import answer_file
 from fastcnn.prediction.answer_file import Resumption, continue_answers, plan_resumption, write_failures
-from fastcnn.prediction.predictor import Predictor, load_predictor
+from fastcnn.prediction.loading import load_predictor
+from fastcnn.prediction.predictor import Predictor
 from fastcnn.prediction.run import Answer, Failure, predict, read_input
 
 CORRUPT = (0, 5, 6, 23, 39)

@@ -14,7 +14,7 @@ from picture_support import write_pictures
 
 from fastcnn.export import export_onnx
 from fastcnn.models import create_model
-from fastcnn.prediction.predictor import load_predictor
+from fastcnn.prediction.loading import load_predictor
 from fastcnn.prediction.run import read_input
 
 HEAVY = ("torch", "torchvision", "onnx", "onnxscript", "openvino", "safetensors", "matplotlib")
