@@ -27,7 +27,7 @@ NO_CACHE = TritonOptions(use_cache=False)
 @pytest.fixture(autouse=True)
 def one_multiprocessor(monkeypatch):
     """The predictions then prefer few large tiles, which the interpreter runs many times as fast."""
-    for module in ("fastcnn.engines.triton.convolutions", "fastcnn.engines.triton.tuning", "fastcnn.kernels.convolution"):
+    for module in ("fastcnn.engines.triton.implementations.ours", "fastcnn.engines.triton.implementations.group", "fastcnn.kernels.convolution_problem"):
         monkeypatch.setattr(f"{module}.device_limits", lambda device: (90, 1))
 
 
