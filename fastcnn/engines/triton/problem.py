@@ -120,6 +120,7 @@ class ConvProblem:
         parts += [f"g{self.groups}"] if self.groups > 1 else []
         parts += [name for name in ("bias", "relu", "residual", "bare") if getattr(self, name)]
         parts += ["concats" + "+".join(map(str, self.concats))] if any(self.concats) else []
+        parts += [] if self.in_aligned else ["unaligned"]
         return " ".join(parts)
 
 

@@ -9,7 +9,7 @@ levels, so that nothing is overwritten while another step of the level may still
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,7 @@ import torch
 from fastcnn.engines.triton.arena import ArenaPlan, plan_arena
 from fastcnn.engines.triton.choices import Choice
 from fastcnn.engines.triton.implementations.group import ConvGroup, GroupChoice, can_group
-from fastcnn.engines.triton.implementations.ours import TritonStem, TritonTma
+from fastcnn.engines.triton.implementations.ours import TritonStem
 from fastcnn.engines.triton.implementations.table import BY_NAME
 from fastcnn.engines.triton.lifetimes import buffer_lives
 from fastcnn.engines.triton.options import TritonOptions
@@ -89,17 +89,20 @@ def make_schedule(network: Network, batch: int, dtype: torch.dtype, tf32: bool, 
     """
     options = chooser.options
     input_as_it_is, problems = convolution_problems(network, batch, dtype, tf32, options, chooser.device)
-    choices = dict(zip(problems, chooser.choose_all((problem, step) for step, problem in problems.items()), strict=True))
-    bringing_memory = {step for step, choice in choices.items() if not BY_NAME[choice.implementation].in_place}
-    levels = find_levels(network, _place(network, bringing_memory, options))
-    groups = _find_groups(network, levels, problems, choices, chooser)
-    grouped = {step for group in groups for step in group.steps}
-    placement = _place(network, bringing_memory - grouped, options)
-    # A library's result may lie less well than its place in the arena would have: what reads it there must be able to.
-    for step, choice in choices.items():
-        if choice.implementation == TritonTma.name and not _is_aligned(placement.places[step.convolution.input], dtype):
-            problems[step] = replace(problems[step], in_aligned=False)
-            choices[step] = chooser.choose(problems[step], step)
+    choices = _choose(problems, chooser)
+    while True:
+        bringing_memory = {step for step, choice in choices.items() if not BY_NAME[choice.implementation].in_place}
+        levels = find_levels(network, _place(network, bringing_memory, options))
+        groups = _find_groups(network, levels, problems, choices, chooser)
+        grouped = {step for group in groups for step in group.steps}
+        placement = _place(network, bringing_memory - grouped, options)
+        unreadable = _unreadable(problems, choices, placement, chooser.device, grouped)
+        if not unreadable:
+            break
+        # What is chosen instead may bring its memory and be read by others that cannot: everything is laid out anew.
+        # It ends, for no problem is found unaligned twice.
+        problems |= unreadable
+        choices |= _choose(unreadable, chooser)
     arena = plan_arena(buffer_lives(network, placement, levels, batch, dtype.itemsize))
     return Schedule(network, batch, dtype, input_as_it_is, problems, choices, groups, levels, placement, arena)
 
@@ -175,6 +178,25 @@ def _among_others(network: Network, step: ConvolutionStep, alone: ConvProblem, p
         concats=tuple(map(len, readers)) if in_place else (),
         bare=in_place and len(step.pieces) == 1 and step.residual is None and len(readers[0]) == len(step.pieces[0].node.users) == 1,
     )
+
+
+# -- choices -----------------------------------------------------------------------------------------------------------
+
+
+def _choose(problems: Problems, chooser: Chooser) -> Choices:
+    return dict(zip(problems, chooser.choose_all((problem, step) for step, problem in problems.items()), strict=True))
+
+
+def _unreadable(problems: Problems, choices: Choices, placement: Placement, device: torch.device, grouped: Collection[Step]) -> Problems:
+    """The convolutions whose implementation cannot read its input where it has come to lie, as the problems that they
+    are there: a library's result may be less well aligned than its place in the arena would have been."""
+    found = {}
+    for step, choice in choices.items():
+        problem = replace(problems[step], in_aligned=_is_aligned(placement.places[step.convolution.input], problems[step].dtype))
+        worse = problems[step].in_aligned and not problem.in_aligned
+        if worse and step not in grouped and BY_NAME[choice.implementation].why_not(problem, device) is not None:
+            found[step] = problem
+    return found
 
 
 # -- placement, levels and groups --------------------------------------------------------------------------------------

@@ -99,15 +99,17 @@ class Trial:
 
 
 def make_operands(problem: ConvProblem, device: torch.device, seed: int = 0) -> ConvOperands:
-    """Random input, residual and destinations with the pitches of the problem."""
+    """Random input, residual and destinations with the pitches of the problem; an input that is not aligned starts one
+    channel into its pitch where there is room, as a slice may."""
     generator = torch.Generator(device).manual_seed(seed)
 
-    def activation(channels: int, size: tuple[int, int], pitch: int, *, random: bool) -> Tensor:
+    def activation(channels: int, size: tuple[int, int], pitch: int, *, random: bool, first: int = 0) -> Tensor:
         shape = (problem.batch, *size, pitch)
         memory = torch.randn(shape, generator=generator, device=device) if random else torch.zeros(shape, device=device)
-        return memory.to(problem.dtype).permute(0, 3, 1, 2)[:, :channels]
+        return memory.to(problem.dtype).permute(0, 3, 1, 2)[:, first : first + channels]
 
-    x = activation(problem.in_channels, (problem.height, problem.width), problem.in_pitch, random=True)
+    first = int(not problem.in_aligned and problem.in_pitch > problem.in_channels)
+    x = activation(problem.in_channels, (problem.height, problem.width), problem.in_pitch, random=True, first=first)
     residual = activation(problem.out_channels, problem.out_size, problem.out_channels, random=True) if problem.residual else None
     destinations = tuple(
         activation(channels, problem.out_size, pitch, random=False) for channels, pitch in zip(problem.pieces, problem.out_pitches, strict=True)

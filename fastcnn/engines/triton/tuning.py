@@ -51,7 +51,8 @@ class Chooser:
         self._deadline = time.monotonic() + self.options.tuning_seconds
 
     def compile_ahead(self, wanted: Iterable[tuple[ConvProblem, ConvolutionStep]]) -> None:
-        """Compile in parallel what `choose` will measure for these problems, the best guesses for all of them first."""
+        """Compile in parallel what `choose_all` will measure for these problems, the best guesses for all of them
+        first."""
         if self.device.type == "cuda" and self._can_measure():
             compile_candidates(wanted, self._candidates, self.device, _SHARE_FOR_COMPILING * (self._deadline - time.monotonic()))
 
@@ -64,18 +65,14 @@ class Chooser:
         if jobs:
             compile_jobs(jobs, _SHARE_FOR_COMPILING * (self._deadline - time.monotonic()))
 
-    def choose(self, problem: ConvProblem, step: ConvolutionStep) -> Choice:
-        """The implementation for one convolution, which is measured with the weights of `step`.
+    def choose_all(self, wanted: Iterable[tuple[ConvProblem, ConvolutionStep]]) -> list[Choice]:
+        """The implementation for each convolution, in order; one that is measured is measured with the weights of its
+        step. Each implementation's best guess is measured for all of them before anyone's second for the first: what is
+        left undone when time is over matters least.
 
         Raises:
-            BackendError: none of those that may be used can compute it; names each and its reason.
+            BackendError: none of those that may be used can compute one of them; names each and its reason.
         """
-        return self.choose_all([(problem, step)])[0]
-
-    def choose_all(self, wanted: Iterable[tuple[ConvProblem, ConvolutionStep]]) -> list[Choice]:
-        """The implementation for each convolution, in order. Each implementation's best guess is measured for all of
-        them before anyone's second for the first: what is left undone when time is over matters least. Raises as
-        `choose`."""
         wanted = list(wanted)
         unknown = {problem.key: (problem, step) for problem, step in wanted if self._known(problem) is None}
         if unknown and self._can_measure():

@@ -1,4 +1,5 @@
-"""What the executor does around CUDA graphs: sizes, the shared arena, eviction, and running out of memory. The graphs here run the launches again."""
+"""What the executor does around CUDA graphs: sizes, the shared arena, eviction, and running out of memory. The graphs
+here run the launches again."""
 
 from __future__ import annotations
 

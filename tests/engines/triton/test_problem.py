@@ -26,7 +26,7 @@ def _other_values() -> list[tuple[dataclasses.Field, object]]:
     changed: list[tuple[dataclasses.Field, object]] = []
     for field in dataclasses.fields(ConvProblem):
         value = getattr(PROBLEM, field.name)
-        if field.name in ("out_channels", "in_aligned"):  # said by the pieces; a matter of who can, not of which is fastest
+        if field.name == "out_channels":  # said by the pieces
             continue
         if isinstance(value, bool):
             changed.append((field, not value))

@@ -11,6 +11,7 @@ from graph_support import net
 from torch import Tensor, nn
 
 from fastcnn.engines.triton.choices import Choice, ChoiceStore
+from fastcnn.engines.triton.implementations.table import BY_NAME
 from fastcnn.engines.triton.options import TritonOptions
 from fastcnn.engines.triton.schedule import Schedule, convolution_problems, make_schedule
 from fastcnn.engines.triton.steps import ConcatStep, Network
@@ -115,3 +116,59 @@ def test_the_problem_as_it_lies_has_the_pitch_of_what_was_chosen():
     assert in_place.problems[reader].in_pitch == brought.problems[reader].in_pitch == 8  # a slice of the concat
     assert in_place.as_it_lies(reader).in_pitch == 8
     assert brought.as_it_lies(reader).in_pitch == 3
+
+
+def unaligned_readers(s, x: Tensor) -> tuple[Tensor, ...]:
+    """12 + 4 channels are aligned in their concat, 12 channels of a library's are not; so again behind the convolution
+    that reads them."""
+    p = F.relu(s.p(x))
+    a, b = F.relu(s.a(p)), F.relu(s.b(p))
+    c, d = F.relu(s.c(a)), F.relu(s.d(s.q(a)))
+    return torch.cat([a, b], 1), torch.cat([c, d], 1), s.e(c)
+
+
+def unaligned_network() -> Network:
+    parts = {
+        "p": nn.Conv2d(3, 16, 3, padding=1),
+        "a": nn.Conv2d(16, 12, 3, stride=2, padding=1),
+        "b": nn.Conv2d(16, 4, 3, stride=2, padding=1),
+        "c": nn.Conv2d(12, 12, 3, padding=1),
+        "q": nn.Conv2d(12, 8, 1),
+        "d": nn.Conv2d(8, 4, 3, padding=1),
+        "e": nn.Conv2d(12, 5, 1),
+    }
+    return network_of(net(unaligned_readers, **parts), channels=3, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("grouped", ["never", "always"])
+@pytest.mark.parametrize("implementations", [("triton_tma", "library"), ("triton_tma", "triton", "library")], ids=str)
+def test_memory_is_laid_out_for_what_was_chosen_last(implementations, grouped):
+    network = unaligned_network()
+    schedule = schedule_of(network, dtype=torch.float16, implementations=implementations, grouped=grouped)
+    in_groups = {step for group in schedule.groups for step in group.steps}
+
+    for step in network.convolutions:
+        name = schedule.choices[step].implementation
+        place = schedule.placement.places[step.pieces[0].node]
+        assert place.buffer.external == (not BY_NAME[name].in_place and step not in in_groups), step.path
+        assert step in in_groups or BY_NAME[name].why_not(schedule.problems[step], CPU) is None
+        if name == "triton_tma" and step not in in_groups:
+            source = schedule.placement.places[step.convolution.input]
+            assert source.first % 8 == source.buffer.channels % 8 == 0, step.path
+    if implementations == ("triton_tma", "library"):
+        # e is aligned in the concat of c, which became the library's since a had been from the start.
+        assert [schedule.choices[step].implementation for step in network.convolutions if step.path in "ace"] == ["library"] * 3
+    for step in network.steps:
+        if not isinstance(step, ConcatStep):
+            assert all(schedule.levels[source] < schedule.levels[step] for source in network.sources(step))
+
+
+def test_an_unaligned_input_has_a_choice_of_its_own():
+    network = unaligned_network()
+    _, problems = convolution_problems(network, 2, torch.float16, False, TritonOptions(), CPU)
+    step = next(step for step in network.convolutions if step.path == "c")
+    known = {problems[step].key: Choice("triton_tma", (64, 16, 32, 1, 1, 2, 4, 2, 0), 0.5, "aligned")}
+    schedule = schedule_of(network, dtype=torch.float16, implementations=("library", "triton_tma"), known=known)
+
+    assert schedule.problems[step].key == f"{problems[step].key} unaligned"
+    assert schedule.choices[step].implementation == "library"

@@ -1,4 +1,5 @@
-"""The door for those who study the engine from outside; `fastcnn bench layers` stands behind it (tests/bench/test_layers.py)."""
+"""The door for those who study the engine from outside; `fastcnn bench layers` stands behind it
+(tests/bench/test_layers.py)."""
 
 from __future__ import annotations
 

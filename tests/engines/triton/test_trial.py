@@ -65,6 +65,18 @@ def test_operands_lie_as_the_problem_says():
     assert [out.stride(3) for out in operands.destinations] == [11, 5]
 
 
+@pytest.mark.parametrize(
+    ("pitch", "aligned", "starts"), [(24, True, 0), (24, False, 2), (6, False, 0)], ids=["slice", "slice at odd channels", "whole"]
+)
+def test_an_unaligned_input_is_measured_as_one(pitch, aligned, starts):
+    """A tensor of 6 channels of its own needs no shift: every other pixel is unaligned."""
+    problem = dataclasses.replace(PROBLEM, dtype=torch.float16, in_pitch=pitch, in_aligned=aligned)
+    x = make_operands(problem, CPU).x
+
+    assert x.storage_offset() * x.element_size() == starts
+    assert x.stride(3) == pitch
+
+
 def test_what_the_network_would_copy_is_copied():
     trial = Trial(PROBLEM, step_of(PROBLEM), CPU)  # the first piece goes to a concat, the second is read where the library left it
     first, second = trial.operands.destinations

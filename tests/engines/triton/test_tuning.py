@@ -6,11 +6,12 @@ import dataclasses
 
 import pytest
 
-from fastcnn.engines.triton.choices import ChoiceStore
+from fastcnn.engines.triton.choices import Choice, ChoiceStore
 from fastcnn.engines.triton.implementations.group import ConvGroup
 from fastcnn.engines.triton.implementations.library import LibraryConvolution
 from fastcnn.engines.triton.implementations.ours import TritonConvolution
 from fastcnn.engines.triton.options import TritonOptions
+from fastcnn.engines.triton.problem import ConvProblem
 from fastcnn.engines.triton.tuning import Chooser
 from fastcnn.errors import BackendError
 
@@ -33,6 +34,10 @@ def clock(monkeypatch):
     return prices, timed
 
 
+def choose(chooses: Chooser, problem: ConvProblem = PROBLEM) -> Choice:
+    return chooses.choose_all([(problem, step_of(problem))])[0]
+
+
 def chooser(**options: object) -> Chooser:
     made = Chooser(CPU, TritonOptions(use_cache=False, **options), ChoiceStore(CPU, on_disk=False))
     made.start_clock()
@@ -44,20 +49,20 @@ def test_the_fastest_is_kept_and_remembered(clock, caplog):
     prices["aten::conv2d"] = 0.5
     chooses = chooser()
     with caplog.at_level("INFO", logger="fastcnn"):
-        choice = chooses.choose(PROBLEM, step_of(PROBLEM))
+        choice = choose(chooses)
 
     assert "measuring the implementations of 1 convolutions, for at most 60 s" in caplog.text
     assert (choice.implementation, choice.milliseconds) == ("library", 0.5)
     assert "triton 2.00× its time" in choice.why
     count = len(timed)
     assert count > 3
-    assert chooses.choose(PROBLEM, step_of(PROBLEM)) == choice
+    assert choose(chooses) == choice
     assert len(timed) == count
 
 
 def test_each_implementation_is_timed_before_anyones_second_variant(clock):
     _, timed = clock
-    chooser().choose(PROBLEM, step_of(PROBLEM))
+    choose(chooser())
 
     assert ["aten" in what for what in timed[:2]].count(True) == 1
 
@@ -77,7 +82,7 @@ def test_every_problem_gets_its_best_guesses_before_one_gets_the_rest(clock, mon
 
 def test_when_time_is_over_the_prediction_stands(clock):
     _, timed = clock
-    choice = chooser(tuning_seconds=0).choose(PROBLEM, step_of(PROBLEM))
+    choice = choose(chooser(tuning_seconds=0))
 
     assert (choice.implementation, choice.milliseconds, choice.why) == ("triton", None, "predicted, not measured")
     assert timed == []
@@ -89,7 +94,7 @@ def test_a_wrong_candidate_is_left_out_and_named(clock, monkeypatch, caplog):
     run = LibraryConvolution.run
     monkeypatch.setattr(LibraryConvolution, "run", lambda self, *arguments: run(self, *arguments) * 1.01)
 
-    assert chooser().choose(PROBLEM, step_of(PROBLEM)).implementation == "triton"
+    assert choose(chooser()).implementation == "triton"
     assert "aten::conv2d + relu (input copied) on float32 n2 c6@8" in caplog.text
     assert "is left out: relative error 0.01" in caplog.text
 
@@ -101,7 +106,7 @@ def test_a_candidate_that_loses_nan_is_left_out(clock, monkeypatch, caplog):
     run = LibraryConvolution.run
     monkeypatch.setattr(LibraryConvolution, "run", lambda self, *arguments: run(self, *arguments).nan_to_num())
 
-    assert chooser().choose(PROBLEM, step_of(PROBLEM)).implementation == "triton"
+    assert choose(chooser()).implementation == "triton"
     assert "it loses NaN" in caplog.text
 
 
@@ -111,13 +116,13 @@ def test_a_candidate_that_does_not_run_is_passed_over(clock, monkeypatch):
 
     monkeypatch.setattr(TritonConvolution, "run", fails)
 
-    assert chooser().choose(PROBLEM, step_of(PROBLEM)).implementation == "library"
+    assert choose(chooser()).implementation == "library"
 
 
 def test_no_implementation_left():
     grouped = dataclasses.replace(PROBLEM, groups=3)
     with pytest.raises(BackendError, match=r"no implementation for float32 n2 .* g3 .*triton: grouped convolution"):
-        chooser(implementations=("triton",)).choose(grouped, step_of(grouped))
+        choose(chooser(implementations=("triton",)), grouped)
 
 
 def test_groups_are_kept_where_they_are_faster(clock):

@@ -1,4 +1,5 @@
-"""Our kernels as implementations: what they refuse, and what the plan says of them. That they compute the convolution is in test_trial.py."""
+"""Our kernels as implementations: what they refuse, and what the plan says of them. That they compute the convolution
+is in test_trial.py."""
 
 from __future__ import annotations
 
