@@ -13,9 +13,9 @@ if importlib.util.find_spec("triton") is None:
 import torch
 from interpreting import interpret_kernels, interpreter_stays_on  # noqa: F401
 
-from fastcnn.bench.studies import layers as module
 from fastcnn.bench.studies.layers import table_of, time_layers, write_layers
 from fastcnn.cli.bench.layers import layers
+from fastcnn.engines.triton import survey
 from fastcnn.engines.triton.choices import parse_choices
 from fastcnn.engines.triton.options import IMPLEMENTATIONS
 from fastcnn.errors import BackendError, RequestError, UnknownNameError
@@ -27,7 +27,7 @@ interpret_kernels()
 @pytest.fixture
 def report(monkeypatch):
     prices = iter(range(1, 10_000))
-    monkeypatch.setattr(module, "device_milliseconds", lambda run, device: float(next(prices)))
+    monkeypatch.setattr(survey, "device_milliseconds", lambda run, device: float(next(prices)))
     seen: list[str] = []
     report = time_layers("simple_cnn", [1], Precision.fp32, device="cpu", progress=lambda done, total, what: seen.append(f"{done}/{total} {what}"))
     assert seen == ["0/2 conv1", "1/2 conv2"]

@@ -1,7 +1,8 @@
 """One block of memory for all buffers of a network: two that are never alive at the same time share addresses.
 
-Offsets are given to the largest buffers first, each at the lowest address that is free for its whole life: "greedy by size for offset calculation",
-Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020, https://arxiv.org/abs/2001.03288.
+Offsets are given to the largest buffers first, each at the lowest address that is free for its whole life: "greedy by
+size for offset calculation", Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020,
+https://arxiv.org/abs/2001.03288.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-# Descriptors of the tensor memory accelerator want 128; a whole page of the L2's sectors costs nothing beside activations.
+# Descriptors of the tensor memory accelerator want 128; a whole page of the L2's sectors costs nothing beside
+# activations.
 ALIGNMENT = 1024
 
 Key = TypeVar("Key", bound=Hashable)
@@ -18,19 +20,22 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Life:
-    """A buffer of `size` bytes that is written at `first` and read for the last time at `last`, in any count of time."""
+    """A buffer of `size` bytes that is written at `first` and read for the last time at `last`, in any count of
+    time."""
 
     size: int
     first: int
     last: int
 
     def overlaps(self, other: Life) -> bool:
+        """Whether both are alive at one time."""
         return self.first <= other.last and other.first <= self.last
 
 
 @dataclass(frozen=True)
 class ArenaPlan(Generic[Key]):
-    """Offsets in bytes, and what the whole arena takes; `least` is the most that is alive at one time, below which no plan can go."""
+    """Offsets in bytes, and what the whole arena takes; `least` is the most that is alive at one time, below which no
+    plan can go."""
 
     offsets: dict[Key, int]
     size: int

@@ -1,7 +1,8 @@
 """Which implementation a convolution gets: choices that were measured, on disk, and those that ship with the package.
 
-A file of choices belongs to one GPU with one driver and one set of libraries, whose names are its name. Shipped choices are looked at last: they were
-measured on the same GPU with other libraries, where what they name is as right and perhaps not as fast.
+A file of choices belongs to one GPU with one driver and one set of libraries, whose names are its name. Shipped choices
+are looked at last: they were measured on the same GPU with other libraries, where what they name is as right and
+perhaps not as fast.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +31,25 @@ log = logging.getLogger(__name__)
 SCHEMA = "fastcnn-choices/1"
 
 
+# What tells one way of running an implementation from its others: whole numbers, so that a choice can be stored. Only
+# the implementation reads them.
+Variant = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Choice:
-    """An implementation and its variant; `milliseconds` as measured, None where it was predicted. `why` is for the plan."""
+    """An implementation and its variant; `milliseconds` as measured, None where it was predicted. `why` is for the
+    plan."""
 
     implementation: str
-    variant: tuple[int, ...]
+    variant: Variant
     milliseconds: float | None = None
     why: str = ""
 
 
 class ChoiceStore:
-    """The measured choices of one device, in memory and on disk. Several threads and processes may use it: a file is replaced whole, and what another
-    process has added since is kept."""
+    """The measured choices of one device, in memory and on disk. Several threads and processes may use it: a file is
+    replaced whole, and what another process has added since is kept."""
 
     def __init__(self, device: torch.device, *, on_disk: bool = True) -> None:
         self.environment = describe_environment(device)
@@ -53,10 +61,12 @@ class ChoiceStore:
         self._new: dict[str, Choice] = {}
 
     def get(self, key: str) -> Choice | None:
+        """What was measured for this key, here or where the shipped choices come from."""
         with self._lock:
             return self._measured.get(key) or self._shipped.get(key)
 
     def put(self, key: str, choice: Choice) -> None:
+        """Remember a choice; `save` writes it to disk."""
         with self._lock:
             self._measured[key] = self._new[key] = choice
 
@@ -66,7 +76,7 @@ class ChoiceStore:
             if self.path is None or not self._new:
                 return
             merged = {**self._read(), **self._new}
-            document = {"schema": SCHEMA, "environment": self.environment, "choices": {key: asdict(merged[key]) for key in sorted(merged)}}
+            document = choices_document(self.environment, merged)
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(self.path) as draft:
@@ -85,8 +95,13 @@ class ChoiceStore:
             return {}
 
 
+def choices_document(environment: Mapping[str, str], choices: Mapping[str, Choice]) -> dict[str, Any]:
+    """A file of choices as plain data for JSON."""
+    return {"schema": SCHEMA, "environment": dict(environment), "choices": {key: asdict(choices[key]) for key in sorted(choices)}}
+
+
 def parse_choices(document: Mapping[str, Any]) -> dict[str, Choice]:
-    """What `ChoiceStore.save` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+    """What `choices_document` made. Raises ValueError, KeyError or TypeError for anything else."""
     if document["schema"] != SCHEMA:
         raise ValueError(f"its schema is {document['schema']!r}, not {SCHEMA!r}")
     return {
@@ -128,9 +143,17 @@ def _driver_version() -> str:
 @functools.cache
 def _shipped(gpu: str) -> dict[str, Choice]:
     """The choices that came with the package for this GPU."""
+    return read_shipped(resources.files("fastcnn.engines.triton").joinpath("shipped"), gpu)
+
+
+def read_shipped(folder: Traversable, gpu: str) -> dict[str, Choice]:
+    """The choices of all files `*.json` in a folder that were measured on this GPU; of two for one problem the one in
+    the file that comes last by name.
+
+    Raises as `parse_choices`: such files are part of the package, and a damaged one is a damaged package.
+    """
     found: dict[str, Choice] = {}
-    folder = resources.files("fastcnn.engines.triton").joinpath("shipped")
-    for file in sorted(folder.iterdir(), key=lambda entry: entry.name) if folder.is_dir() else ():
+    for file in sorted((entry for entry in folder.iterdir() if entry.name.endswith(".json")), key=lambda entry: entry.name):
         document = json.loads(file.read_text(encoding="utf-8"))
         if document["environment"]["gpu"] == gpu:
             found |= parse_choices(document)

@@ -1,8 +1,9 @@
 """Compiles kernels in processes of their own before they are needed.
 
-A network asks for dozens of binaries, and choosing its implementations for hundreds, each of which takes about a second of one core, one after the
-other where the first launch asks for it. Here the launches are gone through without being started, what they would compile is noted, and as many
-processes as there are cores compile it into Triton's cache on disk, where the launches find it.
+A network asks for dozens of binaries, and choosing its implementations for hundreds, each of which takes about a second
+of one core, one after the other where the first launch asks for it. Here the launches are gone through without being
+started, what they would compile is noted, and as many processes as there are cores compile it into Triton's cache on
+disk, where the launches find it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ _noting = threading.Lock()
 
 @dataclass(frozen=True)
 class CompileJob:
-    """What Triton compiles: the function `module.name`, the types of its arguments, the constants and what is known of the others, and for what."""
+    """What Triton compiles: the function `module.name`, the types of its arguments, the constants and what is known of
+    the others, and for what."""
 
     module: str
     name: str
@@ -48,11 +50,13 @@ class CompileJob:
     target: tuple[str, Any, int]
 
     def source(self) -> Any:
+        """The kernel with its types and constants, as Triton's compiler takes it."""
         from triton.compiler import ASTSource
 
         return ASTSource(getattr(importlib.import_module(self.module), self.name), self.signature, self.constants, self.attributes)
 
     def gpu_target(self) -> Any:
+        """The GPU to compile for, in Triton's form."""
         from triton.backends.compiler import GPUTarget
 
         return GPUTarget(*self.target)
@@ -75,8 +79,8 @@ class CompileJob:
 
 
 def note_jobs(calls: Iterable[Callable[[], object]]) -> list[CompileJob]:
-    """What Triton would have to compile for the launches of our kernels within `calls`, each binary once, in order. None of them is started; a call
-    that fails is passed over, for it will fail again where it matters."""
+    """What Triton would have to compile for the launches of our kernels within `calls`, each binary once, in order.
+    None of them is started; a call that fails is passed over, for it will fail again where it matters."""
     import triton
     from triton.runtime import driver
 
@@ -128,7 +132,8 @@ def missing_jobs(jobs: Iterable[CompileJob]) -> list[CompileJob]:
 
 
 def compile_jobs(jobs: Iterable[CompileJob], seconds: float) -> int:
-    """Compile what is not in Triton's cache yet, for at most `seconds`. Returns how many were compiled; a failure is found again by the launch.
+    """Compile what is not in Triton's cache yet, for at most `seconds`. Returns how many were compiled; a failure is
+    found again by the launch.
 
     Ends the processes before it returns, whatever happens.
     """
@@ -211,7 +216,8 @@ def _work(jobs: BinaryIO, answers: BinaryIO) -> None:
 
 
 def _make_launcher(job: CompileJob, kernel: Any) -> None:
-    """The host code that starts a kernel: up to Triton 3.6 a C compiler makes it, once for every list of argument types."""
+    """The host code that starts a kernel: up to Triton 3.6 a C compiler makes it, once for every list of argument
+    types."""
     with contextlib.suppress(Exception):
         from triton.backends.nvidia.driver import CudaLauncher
 

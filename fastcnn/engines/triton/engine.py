@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastcnn.engines.base import Lowered
+from fastcnn.engines.triton.matching import build_network
 from fastcnn.engines.triton.options import TritonOptions
-from fastcnn.engines.triton.steps import build_network, followers
+from fastcnn.engines.triton.steps import Network, followers
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.passes import STANDARD_PASSES, run_passes
-from fastcnn.graph.plan import PlanRow, op_name
+from fastcnn.graph.plan import PassReport, PlanRow, op_name
 from fastcnn.target import Target
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ _OLDEST = (8, 0)
 
 
 class TritonEngine:
-    """CUDA: NHWC activations in one arena, for each convolution the fastest of our kernels and cuDNN, the whole network as one CUDA graph.
+    """CUDA: NHWC activations in one arena, for each convolution the fastest of our kernels and cuDNN, the whole network
+    as one CUDA graph.
 
     Args:
         options: which techniques it may use; all of them by default.
@@ -37,11 +39,13 @@ class TritonEngine:
 
     @property
     def passes(self) -> Sequence[str]:
+        """Those of all engines that pay here, as the options allow."""
         # A depthwise convolution is what a pool with bias is to a CPU runtime; here it is one launch as it stands.
         left_out = {"pool_to_depthwise_convolution"} | (set() if self.options.move_pools else {"move_pool_behind_projection"})
         return tuple(name for name in STANDARD_PASSES if name not in left_out)
 
     def unavailable(self) -> str | None:
+        """It needs Triton and a GPU of compute capability 8.0; Triton's interpreter serves for tests."""
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
         if _interprets():
@@ -52,6 +56,7 @@ class TritonEngine:
         return None if capability >= _OLDEST else f"the GPU has compute capability {'.'.join(map(str, capability))}, at least 8.0 is needed"
 
     def unsupported(self, target: Target) -> str | None:
+        """It computes in float16, bfloat16 and float32, on a CUDA device."""
         if target.dtype not in _DTYPES:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
             return f"it computes in {known}, not {str(target.dtype).removeprefix('torch.')}"
@@ -60,43 +65,58 @@ class TritonEngine:
         return f"it runs on a CUDA device and the model is on {target.device}: move model and example there with .cuda()"
 
     def unfit_for_auto(self) -> str | None:
+        """Interpreted kernels say nothing about speed."""
         return "Triton interprets its kernels in this process, which is for tests" if importlib.util.find_spec("triton") and _interprets() else None
 
     def lower(self, captured: CapturedGraph, target: Target, artifact: bytes | None = None) -> Lowered:
-        own = [*(["merge_sibling_projections"] if self.options.merge_siblings else []), "fuse_convolution_epilogue"]
-        # In the order of libraries and, for most channel counts, of our kernels: one copy serves both and the graph that is saved.
-        for name, tensor in captured.constants().items():
-            if tensor.dim() == 4:
-                captured.set_constant(name, tensor.contiguous(memory_format=torch.channels_last))
-        fused, reports = run_passes(captured, own)
-        # Merging computes in float64.
-        fused.cast_constants(target.dtype, copy=False)
+        """Match the engine's steps; programs and CUDA graphs are made for each batch size when it first comes."""
+        network, reports = match_network(captured, target.dtype, self.options)
         # Here, not above: without Triton the engine must still be able to say that it lacks it.
         from fastcnn.engines.triton.executor import Executor
 
-        network = build_network(fused, target)
-        executor = Executor(network, target.device, target.dtype, self.options)
+        executor = Executor(network, target, self.options)
         return Lowered(executor.run, lambda: _rows(executor, target.usual_batch), reports, propagates_nan=True, converts=True, memory=executor.memory)
 
 
+def match_network(captured: CapturedGraph, dtype: torch.dtype, options: TritonOptions) -> tuple[Network, tuple[PassReport, ...]]:
+    """Fuse as the engine does and match its steps. The constants of `captured`, which it must own, become channels_last
+    where they have four dimensions.
+
+    Raises:
+        BackendError: an operation cannot be placed; names it and its module.
+    """
+    own = [*(["merge_sibling_projections"] if options.merge_siblings else []), "fuse_convolution_epilogue"]
+    # In the order of libraries and, for most channel counts, of our kernels: one copy serves both and the graph that is
+    # saved.
+    for name, tensor in captured.constants().items():
+        if tensor.dim() == 4:
+            captured.set_constant(name, tensor.contiguous(memory_format=torch.channels_last))
+    fused, reports = run_passes(captured, own)
+    # Merging computes in float64.
+    fused.cast_constants(dtype, copy=False)
+    return build_network(fused), reports
+
+
 def _interprets() -> bool:
-    from fastcnn.kernels.concat import _concat_relu_kernel
+    from fastcnn.kernels.convolution_kernels import conv2d_kernel
     from fastcnn.kernels.launching import is_interpreted
 
-    return is_interpreted(_concat_relu_kernel)
+    return is_interpreted(conv2d_kernel)
 
 
 def _rows(executor: Executor, batch: int) -> tuple[PlanRow, ...]:
-    """One row for each step of the program that serves `batch`; on a GPU with times and the share of them that its own ceilings allow."""
-    from fastcnn.engines.triton.roofline import measure_ceilings, work_of
+    """One row for each step of the program that serves `batch`; on a GPU with times and the share of them that its own
+    ceilings allow."""
+    from fastcnn.engines.triton.ceilings import measure_gpu_ceilings, work_of
 
     program = executor.program(batch)
-    work = [work_of(launch, program.batch, program.dtype.itemsize) for launch in program.launches]
+    schedule = program.schedule
+    work = [work_of(launch, schedule.batch, schedule.dtype.itemsize) for launch in program.launches]
     times: list[float | None] = [None] * len(work)
     shares = list(times)
     if executor.device.type == "cuda":
         times = [*executor.time_launches(batch)]
-        ceilings = measure_ceilings(executor.device, program.dtype, program.network.target.tf32)
+        ceilings = measure_gpu_ceilings(executor.device, schedule.dtype, executor.tf32)
         shares = [
             ceilings.milliseconds(sum(flops for flops, _ in steps), sum(bytes_ for _, bytes_ in steps)) / time if time else None
             for steps, time in zip(work, times, strict=True)

@@ -1,8 +1,9 @@
 """Runs a network at any batch size: a program for each size, on a GPU as a CUDA graph over one arena.
 
-On a GPU a graph is captured for the batch of the example and for sizes of a ladder; a batch between two of them runs in the larger one, its results
-cut off. All graphs share one arena, that of the largest. A graph reads its input from a fixed address and leaves its results at another, so a call
-copies in, replays and copies out; calls from several threads and streams follow one another on the GPU, by an event, and do not wait on the CPU.
+On a GPU a graph is captured for the batch of the example and for sizes of a ladder; a batch between two of them runs in
+the larger one, its results cut off. All graphs share one arena, that of the largest. A graph reads its input from a
+fixed address and leaves its results at another, so a call copies in, replays and copies out; calls from several threads
+and streams follow one another on the GPU, by an event, and do not wait on the CPU.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from torch import Tensor
 
 from fastcnn.engines.triton.choices import ChoiceStore
 from fastcnn.engines.triton.compile_ahead import compile_jobs, note_jobs
-from fastcnn.engines.triton.convolutions import ConvWeights
+from fastcnn.engines.triton.device_clock import CAPTURING, device_milliseconds
+from fastcnn.engines.triton.launches import Values
 from fastcnn.engines.triton.options import TritonOptions
-from fastcnn.engines.triton.program import Program, Values
-from fastcnn.engines.triton.steps import Network, is_picture
-from fastcnn.engines.triton.tuning import CAPTURING, Chooser, device_milliseconds
+from fastcnn.engines.triton.problem import ConvWeights
+from fastcnn.engines.triton.program import Program
+from fastcnn.engines.triton.schedule import make_schedule
+from fastcnn.engines.triton.steps import Network, is_activation
+from fastcnn.engines.triton.tuning import Chooser
 from fastcnn.errors import DeviceMemoryError
 from fastcnn.precision import float32_products
+from fastcnn.target import Target
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +57,16 @@ class _Ready:
 
 
 class Executor:
-    """Thread-safe; one for each optimized module."""
+    """Thread-safe; one for each optimized module.
 
-    def __init__(self, network: Network, device: torch.device, dtype: torch.dtype, options: TritonOptions) -> None:
-        self._network, self.device, self._dtype, self._options = network, device, dtype, options
+    Args:
+        target: its usual batch is a size beside those of the ladder that a graph is captured for.
+    """
+
+    def __init__(self, network: Network, target: Target, options: TritonOptions) -> None:
+        device = target.device
+        self._network, self.device, self._dtype, self._options = network, device, target.dtype, options
+        self.tf32, self._usual_batch = target.tf32, target.usual_batch
         self._chooser = Chooser(device, options, ChoiceStore(device, on_disk=options.use_cache))
         self._weights = {step: ConvWeights(step) for step in network.convolutions}
         self._programs: dict[int, Program] = {}
@@ -69,7 +80,8 @@ class Executor:
         self._streams: list[torch.cuda.Stream] = []
 
     def run(self, x: Tensor) -> list[Tensor]:
-        """x: [N, …], N ≥ 1, any memory format and floating-point dtype → new tensors, the floating-point ones in the dtype of x.
+        """x: [N, …], N ≥ 1, any memory format and floating-point dtype → new tensors, the floating-point ones in the
+        dtype of x.
 
         Raises:
             DeviceMemoryError: the GPU has no room for this batch; smaller ones still run.
@@ -83,8 +95,8 @@ class Executor:
             return self._in_memory(batch, self._program)
 
     def time_launches(self, batch: int) -> list[float]:
-        """Milliseconds of each launch of the program that serves a batch, one after the other on an idle GPU; 0 for steps without a launch. Raises as
-        `run`."""
+        """Milliseconds of each launch of the program that serves a batch, one after the other on an idle GPU; 0 for
+        steps without a launch. Raises as `run`."""
         with self._lock, self._context():
             return self._in_memory(batch, self._time_launches)
 
@@ -104,16 +116,16 @@ class Executor:
         """The size of the program that serves `count` pictures."""
         if not self._uses_graph or not self._network.per_picture or count in self._ready:
             return count
-        usual = self._network.target.usual_batch
         step = _SIZES[-1]
-        larger = [size for size in (*_SIZES, usual) if size >= count] or [-(-count // step) * step]
+        larger = [size for size in (*_SIZES, self._usual_batch) if size >= count] or [-(-count // step) * step]
         return min(larger)
 
     def _program(self, size: int) -> Program:
         if size not in self._programs:
             self._chooser.start_clock()
             try:
-                self._programs[size] = Program(self._network, size, self._dtype, self._chooser, self._weights)
+                schedule = make_schedule(self._network, size, self._dtype, self.tf32, self._chooser)
+                self._programs[size] = Program(schedule, self._weights)
             finally:
                 self._chooser.store.save()
             for dropped in [*self._programs][: -_MOST_PROGRAMS or None]:
@@ -128,7 +140,7 @@ class Executor:
             self._programs[size] = self._programs.pop(size)  # the youngest now
             return self._ready[size]
         program = self._program(size)
-        self._make_room(program.arena.size)
+        self._make_room(program.schedule.arena.size)
         ready = _Ready(program, program.bind(self._memory))
         if self._is_cuda:
             x = self._take_in(program, torch.zeros(self._input_shape(program), dtype=self._dtype, device=self.device))
@@ -139,14 +151,16 @@ class Executor:
         return ready
 
     def _make_room(self, size: int) -> None:
-        """An arena of at least `size` bytes; when it grows, what is bound to the old one is bound anew when next used."""
+        """An arena of at least `size` bytes; when it grows, what is bound to the old one is bound anew when next
+        used."""
         if self._memory.numel() >= size:
             return
         self._forget()
         self._memory = torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def _wait_for_gpu(self) -> None:
-        """To the end of every call: those on other streams than that of an allocation may still use what is about to be freed or overwritten."""
+        """To the end of every call: those on other streams than that of an allocation may still use what is about to be
+        freed or overwritten."""
         if self._is_cuda:
             with CAPTURING:
                 torch.cuda.synchronize(self.device)
@@ -158,7 +172,7 @@ class Executor:
         self._memory = torch.empty(0, dtype=torch.uint8, device=self.device)
 
     def _out_of_memory(self, count: int, size: int, reason: str) -> DeviceMemoryError:
-        arena = self._programs[size].arena.size if size in self._programs else 0
+        arena = self._programs[size].schedule.arena.size if size in self._programs else 0
         self._forget()
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.device)
@@ -172,7 +186,8 @@ class Executor:
 
     @contextlib.contextmanager
     def _context(self) -> Iterator[None]:
-        """The device and the modes in which everything here runs and is captured, whatever the caller's are; a replay needs none of it.
+        """The device and the modes in which everything here runs and is captured, whatever the caller's are; a replay
+        needs none of it.
 
         No inference mode: a tensor made in it could not be written to by a call outside of it.
         """
@@ -182,22 +197,23 @@ class Executor:
             stack.enter_context(torch.autocast(self.device.type, enabled=False))
             if self._is_cuda:
                 stack.enter_context(torch.cuda.device(self.device))
-            stack.enter_context(float32_products(tf32=self._network.target.tf32))
+            stack.enter_context(float32_products(tf32=self.tf32))
             yield
 
     def _input_shape(self, program: Program) -> tuple[int, ...]:
         sizes = self._network.captured.input_shape[1:]
-        return (program.batch, *(size for size in sizes if size is not None))
+        return (program.schedule.batch, *(size for size in sizes if size is not None))
 
     def _take_in(self, program: Program, x: Tensor) -> Tensor:
         """The input in the dtype and memory format that the program reads."""
         x = x.to(self._dtype)
-        if program.input_as_it_is or not is_picture(self._network.captured.input_node):
+        if program.schedule.input_as_it_is or not is_activation(self._network.captured.input_node):
             return x.contiguous()
         return x.contiguous(memory_format=torch.channels_last)
 
     def _in_memory(self, count: int, work: Callable[[int], Result]) -> Result:
-        """`work(size)` for the size that serves `count` pictures; out of memory, everything is let go and the error is a clear one."""
+        """`work(size)` for the size that serves `count` pictures; out of memory, everything is let go and the error is
+        a clear one."""
         size = self._size_for(count)
         try:
             return work(size)
@@ -264,9 +280,9 @@ class Executor:
         program = ready.program
         ready.input = self._take_in(program, torch.zeros(self._input_shape(program), dtype=self._dtype, device=self.device))
         stream = self._stream(0)
-        # One run first, on the stream of the capture: kernels are loaded, libraries set up and given their workspace, none of which should happen
-        # during a capture.
-        # The outer stream context: a capture that cannot be ended would leave its own stream the current one.
+        # One run first, on the stream of the capture: kernels are loaded, libraries set up and given their workspace,
+        # none of which should happen during a capture. The outer stream context: a capture that cannot be ended would
+        # leave its own stream the current one.
         with CAPTURING, torch.cuda.stream(torch.cuda.current_stream()):
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -281,7 +297,8 @@ class Executor:
                 ready.outputs = program.run(ready.values, ready.input, self._run_side_by_side)
 
     def _stream(self, index: int) -> torch.cuda.Stream:
-        """Streams of this executor; the first is that of captures. They are different ones, made in a row: PyTorch deals out 32 in turn."""
+        """Streams of this executor; the first is that of captures. They are different ones, made in a row: PyTorch
+        deals out 32 in turn."""
         while len(self._streams) <= index:
             self._streams.append(torch.cuda.Stream(self.device))
         return self._streams[index]

@@ -17,10 +17,12 @@ class TritonOptions:
         move_pools: average pools behind the 1×1 projections that follow them.
         merge_siblings: 1×1 convolutions of one input become one convolution, whose output channels are scattered.
         concat_in_place: what is concatenated is written into its slice of the concat.
-        grouped: independent convolutions of one dependency level in one launch: where it was measured to be faster, always, or never.
+        grouped: independent convolutions of one dependency level in one launch: where it was measured to be faster,
+            always, or never.
         concurrent: the launches of one dependency level on streams of their own.
         cuda_graph: the whole network is one CUDA graph for each batch size.
-        tuning_seconds: the most that measuring implementations takes for one batch size; what is in the cache is not measured. 0: predictions only.
+        tuning_seconds: the most that measuring implementations takes for one batch size; what is in the cache is not
+            measured. 0: predictions only.
         use_cache: read and write the choices on disk.
         implementations: of convolutions, to choose among; the first that can where nothing was measured.
     """

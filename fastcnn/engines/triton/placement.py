@@ -1,8 +1,9 @@
-"""Where every picture of a network lies: which buffer, and which of its channels.
+"""Where every activation of a network lies: which buffer, and which of its channels.
 
-A buffer is memory for [N, H, W, channels]. A place is some channels of a buffer that stand next to each other, so a member of a concat, a prefix of a
-dense block and an output of merged siblings are all places, read and written where they lie. Whatever computes a member of a concat writes it there,
-unless it stands in two concats at once or is the result of a library, which brings its own memory.
+A buffer is memory for [N, H, W, channels]. A place is some channels of a buffer that stand next to each other, so a
+member of a concat, a prefix of a dense block and an output of merged siblings are all places, read and written where
+they lie. Whatever computes a member of a concat writes it there, unless it stands in two concats at once or is the
+result of a library, which brings its own memory.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from fastcnn.engines.triton.steps import AtenStep, ConcatStep, ConvolutionStep, Network, Step, is_picture
+from fastcnn.engines.triton.steps import AtenStep, ConcatStep, ConvolutionStep, Network, Step, is_activation
 
 
 @dataclass(eq=False)
 class Buffer:
-    """Memory of [N, height, width, channels]; `external` if it comes from PyTorch or the caller in every run instead of the arena."""
+    """Memory of [N, height, width, channels]; `external` if it comes from PyTorch or the caller in every run instead of
+    the arena."""
 
     name: str
     channels: int
@@ -26,6 +28,7 @@ class Buffer:
     external: bool = False
 
     def elements(self, batch: int) -> int:
+        """How many it holds at this batch size."""
         return batch * self.height * self.width * self.channels
 
 
@@ -38,12 +41,13 @@ class Place:
     channels: int
 
     def part(self, start: int, channels: int) -> Place:
+        """So many of its channels, the first of them `start`."""
         return Place(self.buffer, self.first + start, channels)
 
 
 @dataclass
 class Placement:
-    """The place of every picture, and which members of which concat must still be copied into theirs."""
+    """The place of every activation, and which members of which concat must still be copied into theirs."""
 
     places: dict[fx.Node, Place] = field(default_factory=dict)
     late: dict[ConcatStep, tuple[int, ...]] = field(default_factory=dict)
@@ -54,8 +58,8 @@ class Placement:
         return self.places[concat.node].part(first, _channels(concat.reads[index]))
 
 
-def place_pictures(network: Network, *, external: Collection[Step] = (), in_place: bool = True) -> Placement:
-    """Give every picture its place.
+def place_activations(network: Network, *, external: Collection[Step] = (), in_place: bool = True) -> Placement:
+    """Give every activation its place.
 
     Args:
         external: steps whose results come in memory of their own, beside those that PyTorch computes.
@@ -72,14 +76,15 @@ def place_pictures(network: Network, *, external: Collection[Step] = (), in_plac
 
     for step in network.steps:
         if isinstance(step, AtenStep) or (step in external and not isinstance(step, ConvolutionStep)):
-            places.update({node: new_buffer(node, outside=True) for node in step.writes if is_picture(node)})
+            places.update({node: new_buffer(node, outside=True) for node in step.writes if is_activation(node)})
         elif step in external and isinstance(step, ConvolutionStep):
             whole = new_buffer(step.node, outside=True)
             places.update({piece.node: whole.part(piece.start, piece.stop - piece.start) for piece in step.pieces})
-    if is_picture(network.captured.input_node):
+    if is_activation(network.captured.input_node):
         places[network.captured.input_node] = new_buffer(network.captured.input_node, outside=True)
 
-    # The last concat first: what an outer concat has placed, an inner one fills, and a prefix of a dense block is a part of the longest.
+    # The last concat first: what an outer concat has placed, an inner one fills, and a prefix of a dense block is a
+    # part of the longest.
     for step in reversed(network.steps):
         if not isinstance(step, ConcatStep):
             continue
@@ -97,7 +102,7 @@ def place_pictures(network: Network, *, external: Collection[Step] = (), in_plac
 
     for step in network.steps:
         for node in step.writes:
-            if is_picture(node) and node not in places:
+            if is_activation(node) and node not in places:
                 places[node] = new_buffer(node)
     for node, (base, start) in network.views.items():
         places[node] = places[base].part(start, node.meta["shape"][1])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
 from fastcnn.engines.triton import choices
-from fastcnn.engines.triton.choices import Choice, ChoiceStore, parse_choices
+from fastcnn.engines.triton.choices import Choice, ChoiceStore, choices_document, parse_choices, read_shipped
 
 CPU = torch.device("cpu")
+SHIPPED = Path(choices.__file__).parent / "shipped"
 FAST = Choice("triton", (64, 64, 32, 4, 3, 0, 2), 0.012, "fastest of 9")
 
 
@@ -88,12 +91,31 @@ def test_measured_comes_before_shipped(monkeypatch):
 
 
 def test_shipped_files_can_be_read():
-    folder = Path(choices.__file__).parent / "shipped"
-    for path in folder.glob("*.json"):
+    for path in SHIPPED.glob("*.json"):
         document = json.loads(path.read_text(encoding="utf-8"))
         assert parse_choices(document), path
         assert document["environment"]["gpu"]
     assert choices._shipped("no such GPU") == {}
+
+
+def test_shipped_files_are_part_of_the_package():
+    project = Path(__file__).parents[3] / "pyproject.toml"
+    patterns = tomllib.loads(project.read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]["fastcnn.engines.triton"]
+    files = [path.relative_to(SHIPPED.parent) for path in SHIPPED.iterdir()]
+
+    assert files
+    assert all(any(file.match(pattern) for pattern in patterns) for file in files)
+
+
+def test_of_what_is_shipped_the_choices_of_this_gpu_are_read(tmp_path):
+    slow = dataclasses.replace(FAST, milliseconds=2.0)
+    for name, gpu, choice in (("a-fp16", "H100", slow), ("b-fp16", "H100", FAST), ("c-fp16", "A100", slow)):
+        document = choices_document({"gpu": gpu}, {"x": choice, name: choice})
+        (tmp_path / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
+    (tmp_path / "README.md").write_text("no choices", encoding="utf-8")
+
+    assert read_shipped(tmp_path, "H100") == {"x": FAST, "a-fp16": slow, "b-fp16": FAST}
+    assert read_shipped(tmp_path, "V100") == {}
 
 
 def test_threads_save_at_once():

@@ -1,4 +1,5 @@
-"""Compiling in other processes, for a GPU that is not here: in a process of its own, for in this one Triton interprets."""
+"""Compiling in other processes, for a GPU that is not here: in a process of its own, for in this one Triton
+interprets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The engine on a GPU: `pytest -m cuda tests/engines/triton`. Every model in every precision, what CUDA graphs and streams must not break, memory."""
+"""The engine on a GPU: `pytest -m cuda tests/engines/triton`. Every model in every precision, what CUDA graphs and
+streams must not break, memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The whole engine in Triton's interpreter: networks of every kind of block, held against float64, and what the module promises."""
+"""The whole engine in Triton's interpreter: networks of every kind of block, held against float64, and what the module
+promises."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ NO_CACHE = TritonOptions(use_cache=False)
 @pytest.fixture(autouse=True)
 def one_multiprocessor(monkeypatch):
     """The predictions then prefer few large tiles, which the interpreter runs many times as fast."""
-    for module in ("fastcnn.engines.triton.convolutions", "fastcnn.engines.triton.tuning", "fastcnn.kernels.convolution"):
+    for module in (
+        "fastcnn.engines.triton.implementations.ours",
+        "fastcnn.engines.triton.implementations.group",
+        "fastcnn.kernels.convolution_problem",
+    ):
         monkeypatch.setattr(f"{module}.device_limits", lambda device: (90, 1))
 
 
@@ -161,7 +166,8 @@ def test_every_technique_can_be_left_out(options):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, None), (torch.bfloat16, 0.04)], ids=["float16", "bfloat16"])
 def test_half_precision(dtype, tolerance):
-    """Triton's interpreter cuts float32 off to bfloat16 where a GPU rounds it: twice the error, hence a bound of its own."""
+    """Triton's interpreter cuts float32 off to bfloat16 where a GPU rounds it: twice the error, hence a bound of its
+    own."""
     model = randomize_weights(fastcnn.create_model("simple_cnn"))
     fast = build(model, images(2, 1, 28, 28), dtype=dtype, check=False)
 
@@ -332,7 +338,8 @@ def test_auto_does_not_try_the_interpreter():
 
 @pytest.mark.parametrize("name", ["triton_tma", "triton"])
 def test_float16_through_one_kernel(name):
-    """Channel counts of 8 keep every slice aligned, as the TMA wants it; a stride, a stem of 3 channels and a slice at 4 do not."""
+    """Channel counts of 8 keep every slice aligned, as the TMA wants it; a stride, a stem of 3 channels and a slice at
+    4 do not."""
 
     def forward(s, x: Tensor) -> Tensor:
         y = F.relu(s.stem(x))
@@ -356,3 +363,32 @@ def test_float16_through_one_kernel(name):
     kernels = [row.kernel for row in fast.plan.rows if row.op in ("conv2d", "fused_conv2d")]
 
     assert any(kernel.startswith("triton TMA") for kernel in kernels) == (name == "triton_tma")
+
+
+def test_results_that_are_chosen_anew_since_they_do_not_lie_aligned():
+    """12 of 16 channels are aligned in their concat, and not where a library leaves them: what reads them cannot be the
+    TMA's."""
+
+    def forward(s, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = F.relu(s.stem(x))
+        a, b = F.relu(s.a(y)), F.relu(s.b(y))
+        return s.d(torch.cat([a, b], 1)).mean((2, 3)), s.d(F.relu(s.c(a))).mean((2, 3))
+
+    parts = {
+        "stem": nn.Conv2d(3, 16, 3, padding=1),
+        "a": nn.Conv2d(16, 12, 3, stride=2, padding=1),
+        "b": nn.Conv2d(16, 4, 3, stride=2, padding=1),
+        "c": nn.Conv2d(12, 16, 3, padding=1),
+        "d": nn.Conv2d(16, 16, 1),
+    }
+    model = net(forward, **parts)
+    x = images(2, 3, 8, 8)
+    fast = build(model, x, TritonOptions(use_cache=False, implementations=("triton_tma", "library")), dtype=torch.float16, check=False)
+    fast(x)
+    poison(fast)
+
+    for y, wanted in zip(fast(x), model(x), strict=True):
+        torch.testing.assert_close(y, wanted, rtol=1e-2, atol=1e-3)
+    kernels = {row.name: row.kernel for row in fast.plan.rows}
+    assert kernels["c"] == "aten::conv2d + relu"
+    assert kernels["d"].startswith("triton TMA")

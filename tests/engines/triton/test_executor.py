@@ -1,4 +1,5 @@
-"""What the executor does around CUDA graphs: sizes, the shared arena, eviction, and running out of memory. The graphs here run the launches again."""
+"""What the executor does around CUDA graphs: sizes, the shared arena, eviction, and running out of memory. The graphs
+here run the launches again."""
 
 from __future__ import annotations
 
@@ -41,8 +42,8 @@ def captured(monkeypatch) -> list[int]:
     sizes: list[int] = []
 
     def capture(self: Executor, ready: executor_module._Ready) -> None:
-        sizes.append(ready.program.batch)
-        ready.input = torch.full((ready.program.batch, *self._network.captured.input_shape[1:]), torch.nan)
+        sizes.append(ready.program.schedule.batch)
+        ready.input = torch.full((ready.program.schedule.batch, *self._network.captured.input_shape[1:]), torch.nan)
         ready.graph = FakeGraph(self, ready)
         ready.outputs = []
 
@@ -53,8 +54,8 @@ def captured(monkeypatch) -> list[int]:
 
     init = Executor.__init__
 
-    def with_graphs(self: Executor, *arguments: object) -> None:
-        init(self, *arguments)
+    def with_graphs(self: Executor, *arguments: object, **options: object) -> None:
+        init(self, *arguments, **options)
         self._uses_graph = True
 
     monkeypatch.setattr(Executor, "__init__", with_graphs)

@@ -7,19 +7,19 @@ import torch
 from graph_support import images
 
 import fastcnn
-from fastcnn.engines.triton import roofline
+from fastcnn.engines.triton import ceilings
+from fastcnn.engines.triton.ceilings import GpuCeilings, work_of
 from fastcnn.engines.triton.engine import TritonEngine
 from fastcnn.engines.triton.executor import Executor
 from fastcnn.engines.triton.options import TritonOptions
-from fastcnn.engines.triton.roofline import Ceilings, work_of
 from fastcnn.optimization import Builder
 
 
 def test_the_slower_of_the_two_bounds():
-    ceilings = Ceilings(bytes_per_second=1e9, flops_per_second=1e12)
+    reached = GpuCeilings(bytes_per_second=1e9, flops_per_second=1e12)
 
-    assert ceilings.milliseconds(2e9, 1e6) == pytest.approx(2.0)
-    assert ceilings.milliseconds(1e6, 3e6) == pytest.approx(3.0)
+    assert reached.milliseconds(2e9, 1e6) == pytest.approx(2.0)
+    assert reached.milliseconds(1e6, 3e6) == pytest.approx(3.0)
 
 
 def test_the_plan_holds_times_and_shares(monkeypatch):
@@ -35,7 +35,7 @@ def test_the_plan_holds_times_and_shares(monkeypatch):
     assert work[1] == (0, 2 * 4 * 10 * (24 * 24 + 12 * 12))
 
     monkeypatch.setattr(Executor, "time_launches", lambda self, batch: [2.0] * len(program.launches))
-    monkeypatch.setattr(roofline, "measure_ceilings", lambda *arguments: Ceilings(1e6, 1e9))
+    monkeypatch.setattr(ceilings, "measure_gpu_ceilings", lambda *arguments: GpuCeilings(1e6, 1e9))
     monkeypatch.setattr(executor, "device", torch.device("cuda"))
     rows = fast.plan.rows
     assert rows[0].milliseconds == 2.0

@@ -1,9 +1,9 @@
 """A convolution through cuDNN's graph API (package nvidia-cudnn-frontend), which writes into a channel slice as it is.
 
-Convolution, bias, residual and ReLU are described as one graph; cuDNN ranks its plans for it, and a variant is a place in that ranking. The bias is
-handed over in float32 even for float16: cuDNN then compiles one fused kernel that writes any strides, where a bias of the dtype of the rest gets it
-to take a precompiled kernel and to copy slices through workspace. Compiling takes a second or so, hence a plan is kept in memory for the process and
-on disk for the next one.
+Convolution, bias, residual and ReLU are described as one graph; cuDNN ranks its plans for it, and a variant is a place
+in that ranking. The bias is handed over in float32 even for float16: cuDNN then compiles one fused kernel that writes
+any strides, where a bias of the dtype of the rest gets it to take a precompiled kernel and to copy slices through
+workspace. Compiling takes a second or so, hence a plan is kept in memory for the process and on disk for the next one.
 """
 
 from __future__ import annotations
@@ -18,23 +18,22 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastcnn.engines.triton.choices import cache_folder, describe_environment
+from fastcnn.engines.triton.choices import Variant, cache_folder, describe_environment
+from fastcnn.engines.triton.problem import ConvOperands, ConvProblem, ConvWeights
 from fastcnn.errors import BackendError
 from fastcnn.files import replacing
-
-if TYPE_CHECKING:
-    from fastcnn.engines.triton.convolutions import ConvOperands, ConvProblem, ConvWeights
 
 log = logging.getLogger(__name__)
 
 # Of cuDNN's ranking: those worth a second of compilation each, and those that a survey of a layer compiles.
 TIMED_PLANS, _SURVEYED_PLANS = 3, 5
-# Room for the partial sums of a split reduction; a plan that takes more copies whole tensors, and then the library's own memory is no worse.
+# Room for the partial sums of a split reduction; a plan that takes more copies whole tensors, and then the library's
+# own memory is no worse.
 _LARGEST_WORKSPACE = 64 << 20
 # The frontend tells cuDNN that every tensor starts at such an address.
 _ALIGNMENT = 16
@@ -50,8 +49,8 @@ Layout = tuple[tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class ConvGraph:
-    """One convolution as cuDNN is told of it: everything but the addresses. Its strides are those of the tensors at hand, since an input may come to
-    lie elsewhere than where the problem that was measured had it."""
+    """One convolution as cuDNN is told of it: everything but the addresses. Its strides are those of the tensors at
+    hand, since an input may come to lie elsewhere than where the problem that was measured had it."""
 
     dtype: str
     x: Layout
@@ -86,7 +85,8 @@ class ConvGraph:
         return graph
 
     def plan(self, cudnn: Any, rank: int, **where: Any) -> Any:
-        """The graph with one plan built: that of this rank, or the next that builds, so that a choice made with another cuDNN still runs.
+        """The graph with one plan built: that of this rank, or the next that builds, so that a choice made with another
+        cuDNN still runs.
 
         Raises:
             BackendError: cuDNN has none.
@@ -113,17 +113,20 @@ class ConvGraph:
         raise BackendError(f"cuDNN's graph API has no plan for {self.dtype} {self.x} with weight {self.weight}: {reason}") from failure
 
     def _unwanted(self, notes: Any) -> list[Any]:
-        """What no plan may do: give other results for the same input, or compute in less precision than was asked for."""
+        """What no plan may do: give other results for the same input, or compute in less precision than was asked
+        for."""
         if self.dtype != "FLOAT":
             return [notes.NONDETERMINISTIC]
         return [notes.NONDETERMINISTIC, notes.DOWN_CONVERT_INPUTS, *([] if self.tf32 else [notes.TENSOR_CORE])]
 
 
 class PlanCache:
-    """Plans by graph, rank and device: each is built once in a process, by one thread, and read from disk where an earlier process built it.
+    """Plans by graph, rank and device: each is built once in a process, by one thread, and read from disk where an
+    earlier process built it.
 
-    Plans are never dropped: a CUDA graph may hold a plan's kernels. As with compiled Triton kernels, disk is used whatever the engine's `use_cache`
-    says, which is about choices. cuDNN allows a handle to one thread at a time, so one lock guards handle, stream and launch of a device.
+    Plans are never dropped: a CUDA graph may hold a plan's kernels. As with compiled Triton kernels, disk is used
+    whatever the engine's `use_cache` says, which is about choices. cuDNN allows a handle to one thread at a time, so
+    one lock guards handle, stream and launch of a device.
     """
 
     def __init__(self) -> None:
@@ -137,7 +140,8 @@ class PlanCache:
         with self._lock:
             handle = self._handle(cudnn, device)
             graph, size = self._plan(cudnn, described, rank, device)
-            # PyTorch's allocator knows of captures and streams: the memory is given back once this stream is past the launch.
+            # PyTorch's allocator knows of captures and streams: the memory is given back once this stream is past the
+            # launch.
             workspace = torch.empty(size, dtype=torch.uint8, device=device)
             cudnn.set_stream(handle, torch.cuda.current_stream(device).cuda_stream)
             graph.execute(addresses, workspace, handle=handle)
@@ -166,11 +170,13 @@ class CudnnGraphConvolution:
 
     name = "cudnn_graph"
     in_place = True
+    compiles_ahead = False  # cuDNN compiles its plans itself
 
     def __init__(self) -> None:
         self._plans = PlanCache()
 
     def why_not(self, problem: ConvProblem, device: torch.device) -> str | None:
+        """The graph has no groups, one destination and NHWC tensors; the package must be there."""
         if device.type != "cuda":
             return f"a {device.type} device"
         if problem.groups != 1 or len(problem.pieces) > 1 or not problem.input_channels_last:
@@ -179,10 +185,17 @@ class CudnnGraphConvolution:
             return str(problem.dtype)
         return missing()
 
-    def variants(self, problem: ConvProblem, device: torch.device, most: int | None = TIMED_PLANS) -> list[tuple[int, ...]]:
+    def variants(self, problem: ConvProblem, device: torch.device, most: int | None = TIMED_PLANS) -> list[Variant]:
+        """Places in cuDNN's ranking, the first one first."""
         return [(rank,) for rank in range(_SURVEYED_PLANS if most is None else most)]
 
-    def run(self, problem: ConvProblem, variant: Sequence[int], weights: ConvWeights, operands: ConvOperands) -> None:
+    def leaves_epilogue(self, variant: Variant) -> bool:
+        """Never: bias, residual and ReLU are part of the graph."""
+        return False
+
+    def run(self, problem: ConvProblem, variant: Variant, weights: ConvWeights, operands: ConvOperands) -> None:
+        """One execution of the plan. A tensor that does not start at a multiple of 16 bytes is copied, and so is the
+        result."""
         (destination,) = operands.destinations
         x, weight, residual = _aligned(operands.x), _aligned(weights.channels_last), None
         y = _aligned(destination)
@@ -206,12 +219,14 @@ class CudnnGraphConvolution:
         if y is not destination:
             destination.copy_(y)
 
-    def label(self, problem: ConvProblem, variant: Sequence[int]) -> str:
+    def label(self, problem: ConvProblem, variant: Variant) -> str:
+        """The plan's place in the ranking."""
         return f"cudnn_graph plan {variant[0]}"
 
 
 def layout_of(tensor: Tensor) -> Layout:
-    """Sizes and strides of a picture in NHWC order. PyTorch leaves the strides of sizes of 1 open; cuDNN reads the memory format from them."""
+    """Sizes and strides of an activation in NHWC order. PyTorch leaves the strides of sizes of 1 open; cuDNN reads the
+    memory format from them."""
     (n, c, h, w), (of_n, of_c, of_h, of_w) = tensor.shape, tensor.stride()
     if w == 1:
         of_w = of_h if h > 1 else of_n if n > 1 else c

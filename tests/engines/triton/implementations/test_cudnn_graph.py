@@ -1,4 +1,5 @@
-"""cuDNN's graph API: a stand-in for the package computes what it is told of on CPU memory; where the package is installed, it is asked too."""
+"""cuDNN's graph API: a stand-in for the package computes what it is told of on CPU memory; where the package is
+installed, it is asked too."""
 
 from __future__ import annotations
 
@@ -18,15 +19,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastcnn.engines.triton import cudnn_graph
 from fastcnn.engines.triton.choices import ChoiceStore
-from fastcnn.engines.triton.convolutions import BY_NAME, ConvOperands, ConvProblem, ConvWeights
-from fastcnn.engines.triton.cudnn_graph import ConvGraph, CudnnGraphConvolution, layout_of
+from fastcnn.engines.triton.implementations import cudnn_graph
+from fastcnn.engines.triton.implementations.cudnn_graph import ConvGraph, CudnnGraphConvolution, layout_of
+from fastcnn.engines.triton.implementations.table import BY_NAME
 from fastcnn.engines.triton.options import TritonOptions
-from fastcnn.engines.triton.tuning import Chooser, check_candidate, make_operands, reference
+from fastcnn.engines.triton.problem import ConvOperands, ConvProblem
+from fastcnn.engines.triton.trial import Trial, make_operands
+from fastcnn.engines.triton.tuning import Chooser
 from fastcnn.errors import BackendError
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+from ..problems import CPU, step_of, weights_of
+
+CUDA = torch.device("cuda", 0)
 PROBLEM = ConvProblem(
     dtype=torch.float16,
     batch=2,
@@ -188,17 +193,6 @@ def cudnn(monkeypatch, tmp_path):
     return module
 
 
-class FakeStep:
-    def __init__(self, problem: ConvProblem) -> None:
-        generator = torch.Generator().manual_seed(1)
-        self.weight = (torch.randn(problem.out_channels, problem.in_channels, *problem.kernel, generator=generator) / 4).to(problem.dtype)
-        self.bias = torch.randn(problem.out_channels, generator=generator).to(problem.dtype) if problem.bias else None
-
-
-def weights_of(problem: ConvProblem) -> ConvWeights:
-    return ConvWeights(FakeStep(problem))  # type: ignore[arg-type]
-
-
 def run(implementation: CudnnGraphConvolution, problem: ConvProblem = PROBLEM, rank: int = 0) -> torch.Tensor:
     operands = make_operands(problem, CPU)
     implementation.run(problem, (rank,), weights_of(problem), operands)
@@ -219,9 +213,8 @@ def run(implementation: CudnnGraphConvolution, problem: ConvProblem = PROBLEM, r
 )
 def test_what_is_described_is_the_convolution(cudnn, changes):
     problem = dataclasses.replace(PROBLEM, **changes)
-    weights, operands = weights_of(problem), make_operands(problem, CPU)
 
-    assert check_candidate(CudnnGraphConvolution(), problem, (0,), weights, operands, reference(problem, weights, operands)) is None
+    assert Trial(problem, step_of(problem), CPU).check(CudnnGraphConvolution(), (0,)) is None
 
 
 def test_the_graph(cudnn):
@@ -265,13 +258,12 @@ def test_float32_is_not_computed_in_less(cudnn, tf32, forbidden):
 @pytest.mark.parametrize("first", [8, 3], ids=["aligned", "not aligned"])
 def test_only_its_slice_is_written(cudnn, first):
     memory = torch.full((2, 7, 5, 40), 3.0, dtype=torch.float16).permute(0, 3, 1, 2)
-    operands = make_operands(PROBLEM, CPU)
+    trial = Trial(PROBLEM, step_of(PROBLEM), CPU)
     wide = torch.empty(2, 7, 5, 24, dtype=torch.float16).permute(0, 3, 1, 2)
-    x = wide[:, first : first + 8].copy_(operands.x)
-    weights = weights_of(PROBLEM)
-    CudnnGraphConvolution().run(PROBLEM, (0,), weights, ConvOperands(x, None, (memory[:, first : first + 16],)))
+    x = wide[:, first : first + 8].copy_(trial.operands.x)
+    CudnnGraphConvolution().run(PROBLEM, (0,), trial.weights, ConvOperands(x, None, (memory[:, first : first + 16],)))
 
-    torch.testing.assert_close(memory[:, first : first + 16].float(), reference(PROBLEM, weights, operands), rtol=5e-3, atol=5e-3)
+    torch.testing.assert_close(memory[:, first : first + 16].float(), trial.expected, rtol=5e-3, atol=5e-3)
     assert (memory[:, :first] == 3).all()
     assert (memory[:, first + 16 :] == 3).all()
 
@@ -369,7 +361,7 @@ def test_the_tuner_times_its_plans_and_passes_over_what_does_not_run(cudnn, monk
     def choose():
         chooser = Chooser(CPU, TritonOptions(use_cache=False, implementations=("cudnn_graph", "library")), ChoiceStore(CPU, on_disk=False))
         chooser.start_clock()
-        return chooser.choose(PROBLEM, weights_of(PROBLEM))
+        return chooser.choose_all([(PROBLEM, step_of(PROBLEM))])[0]
 
     choice = choose()
     assert (choice.implementation, choice.variant) == ("cudnn_graph", (1,))
@@ -426,7 +418,7 @@ def test_strides_of_sizes_of_one_are_those_of_nhwc(size):
 
 
 def test_it_is_imported_when_it_is_used():
-    code = "import sys, fastcnn.engines.triton.convolutions; print('cudnn' in sys.modules)"
+    code = "import sys, fastcnn.engines.triton.implementations.table; print('cudnn' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
 
@@ -517,16 +509,16 @@ def test_on_a_gpu(tmp_path, monkeypatch, dtype, residual):
         pytest.skip("no CUDA device")
     monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path))
     problem = dataclasses.replace(PROBLEM, dtype=dtype, residual=residual, in_channels=32, in_pitch=96)
-    step, operands = FakeStep(problem), make_operands(problem, CUDA)
+    step = step_of(problem)
     step.weight, step.bias = step.weight.to(CUDA), step.bias.to(CUDA)
-    weights = ConvWeights(step)  # type: ignore[arg-type]
-    expected = reference(problem, weights, operands)
+    trial = Trial(problem, step, CUDA)
+    (destination,) = trial.operands.destinations
 
     for implementation in (CudnnGraphConvolution(), CudnnGraphConvolution()):
-        assert check_candidate(implementation, problem, (0,), weights, operands, expected) is None
+        assert trial.check(implementation, (0,)) is None
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            implementation.run(problem, (0,), weights, operands)
-        operands.destinations[0].zero_()
+            trial.run(implementation, (0,))
+        destination.zero_()
         graph.replay()
-        torch.testing.assert_close(operands.destinations[0].float(), expected, rtol=3e-2, atol=3e-2)
+        torch.testing.assert_close(destination.float(), trial.expected, rtol=3e-2, atol=3e-2)
