@@ -78,7 +78,7 @@ def test_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 and no more")
     for name, message in [
         ("theirs.onnx", "was not exported by fastcnn: it is ONNX, but lacks"),
-        ("state.pth", "neither ONNX, TorchScript nor .pt2"),
+        ("state.pth", "holds weights without a network"),
         ("text.onnx", "neither ONNX, TorchScript nor .pt2"),
         ("empty.onnx", "neither ONNX, TorchScript nor .pt2"),
         ("broken.pt", "truncated or damaged"),
