@@ -35,14 +35,14 @@ class ModuleSource:
         graph: the passed graph, constants in the target's dtype and on its device.
         target: what it was lowered for.
         passes: what the passes did.
-        state_dict: tensors of the reference under their original names, on the CPU.
+        state_dict: tensors of the reference under their original names, on the CPU; None where a slim file left them out.
         choice: what `auto` measured.
     """
 
     graph: CapturedGraph
     target: Target
     passes: tuple[PassReport, ...]
-    state_dict: dict[str, Tensor]
+    state_dict: dict[str, Tensor] | None
     choice: tuple[BackendTiming, ...] = ()
 
 
@@ -168,7 +168,13 @@ class OptimizedModule(nn.Module):
             return self.source.graph.module(value)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The weights of the reference under their original names, as they were before anything was folded."""
+        """The weights of the reference under their original names, as they were before anything was folded.
+
+        Raises:
+            RequestError: the module was loaded from a slim file, which does not hold them.
+        """
+        if self.source.state_dict is None:
+            raise RequestError("this module was saved with slim=True, without the weights of its reference: take them from the reference itself")
         prefix = kwargs.get("prefix", "")
         destination = kwargs.get("destination")
         named = {prefix + name: tensor for name, tensor in self.source.state_dict.items()}
@@ -178,9 +184,11 @@ class OptimizedModule(nn.Module):
         return destination
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Always a RequestError: new weights go into the reference, which is then optimized again."""
         raise RequestError("an optimized module takes no new weights: load them into the reference and call fastcnn.optimize again")
 
     def train(self, mode: bool = True) -> OptimizedModule:
+        """RequestError unless `mode` is False: there is nothing to train in a folded graph."""
         if mode:
             raise RequestError("an optimized module is for inference only: train the reference and call fastcnn.optimize again")
         return self
@@ -194,6 +202,7 @@ class OptimizedModule(nn.Module):
         raise RequestError("an optimized module cannot be pickled or deep-copied: use fastcnn.save and fastcnn.load")
 
     def extra_repr(self) -> str:
+        """Model, backend, dtype and input shape, for `print(module)`."""
         name = self.source.graph.info.get("name", "")
         return f"{name}, backend={self.backend}, dtype={self.dtype}, input={tuple(self.source.graph.input_shape)}"
 

@@ -20,6 +20,7 @@ class PassReport:
     declined: Counter[str] = field(default_factory=Counter)
 
     def decline(self, reason: str) -> None:
+        """Count one place where the pass could not fire, by its reason."""
         self.declined[reason] += 1
 
     def __str__(self) -> str:
@@ -88,6 +89,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Plan:
+        """The inverse of `to_dict`; KeyError or TypeError where `data` is something else."""
         rows = tuple(PlanRow(**{**row, "folded": tuple(row["folded"]), "output_shape": tuple(row["output_shape"])}) for row in data["rows"])
         passes = tuple(PassReport(report["name"], report["fired"], Counter(report["declined"])) for report in data["passes"])
         return cls(data["backend"], rows, passes, tuple(BackendTiming(**timing) for timing in data["choice"]), data.get("memory", {}))
