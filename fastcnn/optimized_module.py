@@ -6,20 +6,25 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules import module as _modules
 
 from fastcnn.engines.base import Engine, Lowered
 from fastcnn.errors import InputError, RequestError
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.output_structure import packer
 from fastcnn.graph.plan import BackendTiming, PassReport, Plan
+from fastcnn.parity.rules import LARGEST_ORDINARY_INPUT
 from fastcnn.target import Target
 
 log = logging.getLogger(__name__)
 
-# Activations scale with the input, and a LayerNorm squares them: with inputs below this, a gain of 10^9 and a square stay clear of float32's end.
-_LARGEST_ORDINARY_INPUT = 1e10
+_FLOAT32 = np.dtype(np.float32)
+# Values that are summed in one call of a single thread; BLAS takes several for more.
+_FEW_VALUES = 8192
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,14 @@ class ModuleSource:
         graph: the passed graph, constants in the target's dtype and on its device.
         target: what it was lowered for.
         passes: what the passes did.
-        state_dict: tensors of the reference under their original names, on the CPU.
+        state_dict: tensors of the reference under their original names, on the CPU; None where a slim file left them out.
         choice: what `auto` measured.
     """
 
     graph: CapturedGraph
     target: Target
     passes: tuple[PassReport, ...]
-    state_dict: dict[str, Tensor]
+    state_dict: dict[str, Tensor] | None
     choice: tuple[BackendTiming, ...] = ()
 
 
@@ -54,6 +59,10 @@ class OptimizedModule(nn.Module):
         super().__init__()
         self.source, self.engine, self.lowered = source, engine, lowered
         self._pack = packer(source.graph.output_spec)
+        self._device, self._sizes = source.target.device, tuple(source.graph.input_shape[1:])
+        self._input_dtype = lowered.input_dtype or source.target.dtype
+        self._run_array = lowered.run_array
+        self._array_dtype = torch.empty(0, dtype=self._input_dtype).numpy().dtype if self._run_array is not None else None
         self._plan: Plan | None = None
         self._warned = False
         self.training = False
@@ -85,21 +94,45 @@ class OptimizedModule(nn.Module):
             self._plan = Plan(self.backend, self.lowered.rows(), (*self.source.passes, *self.lowered.reports), self.source.choice)
         return replace(self._plan, memory=self.lowered.memory())
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As `forward`, and hooks run where there are some; nn.Module's own way through them costs a few microseconds more."""
+        hooks = self._forward_hooks or self._forward_pre_hooks or _modules._global_forward_hooks or _modules._global_forward_pre_hooks
+        if hooks or self._compiled_call_impl is not None:
+            return super().__call__(*args, **kwargs)
+        return self.forward(*args, **kwargs)
+
     def forward(self, x: Tensor) -> Any:
         """x: [N, …] as the example given to `optimize`, any N → the outputs of the reference, in the dtype of `x`.
 
         Raises:
             InputError: wrong rank, size, dtype or device.
         """
+        # A small network takes tens of microseconds, and after it the caches are cold: each call of PyTorch here costs one to five more.
+        array = self._as_array(x)
+        if array is not None and self._run_array is not None:
+            return self._pack([_in_dtype(torch.from_numpy(result), x.dtype) for result in self._run_array(array)])
         self._check(x)
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
+        if torch.is_autocast_enabled(self._device.type):
+            with torch.autocast(self._device.type, enabled=False):
                 return self.forward(x)
-        value = x.detach() if self.lowered.converts else x.detach().to(self.lowered.input_dtype or self.dtype)
+        value = x.detach() if self.lowered.converts else x.detach().to(self._input_dtype)
         outputs = self.lowered.run(value) if self._is_ordinary(value) else self._run_plainly(value.to(self.dtype))
-        if any(output.dtype != x.dtype for output in outputs):
-            outputs = [output.to(x.dtype) if output.is_floating_point() else output for output in outputs]
-        return self._pack(outputs)
+        return self._pack([_in_dtype(output, x.dtype) for output in outputs])
+
+    def _as_array(self, x: Tensor) -> NDArray[Any] | None:
+        """The input as an array, of an engine that takes arrays; None for all but ordinary values of the right shape, dtype and device.
+
+        What is None goes the long way. Nothing of PyTorch's computes on an array, so that autocast does not matter.
+        """
+        if self._run_array is None or type(x) is not Tensor:
+            return None
+        try:
+            array = x.numpy()
+        except (TypeError, RuntimeError):  # on another device, a dtype that NumPy lacks, or part of an autograd graph
+            return None
+        if array.dtype is not self._array_dtype or array.shape[1:] != self._sizes or not array.size:
+            return None
+        return array if self.lowered.propagates_nan or _is_ordinary_array(array) else None
 
     def _check(self, x: Tensor) -> None:
         expected = self.source.graph.input_shape
@@ -108,23 +141,19 @@ class OptimizedModule(nn.Module):
         if x.dim() != len(expected) or any(want is not None and want != got for want, got in zip(expected, x.shape, strict=False)):
             want = "×".join("N" if size is None else str(size) for size in expected)
             raise InputError(f"expected an input of {want}, got {'×'.join(map(str, x.shape))}")
-        if x.device != self.source.target.device:
-            raise InputError(f"the module is on {self.source.target.device}, the input on {x.device}")
+        if x.device != self._device:
+            raise InputError(f"the module is on {self._device}, the input on {x.device}")
 
     def _is_ordinary(self, value: Tensor) -> bool:
         if value.shape[0] == 0:
             return False
         if self.lowered.propagates_nan:
             return True
-        if value.device.type == "cpu" and value.dtype != torch.bfloat16:
+        if self._device.type == "cpu" and value.dtype != torch.bfloat16:
             # NumPy, which works in this thread alone: a parallel PyTorch operation here would leave an OpenMP thread spinning on a core that the
             # runtime is about to use, which was measured to cost 4 ms of a 25 ms run on two cores.
-            array = value.numpy()
-            smallest, largest = float(array.min()), float(array.max())
-        else:
-            smallest, largest = (bound.item() for bound in torch.aminmax(value))
-        # A NaN makes both comparisons false.
-        return bool(smallest > -_LARGEST_ORDINARY_INPUT and largest < _LARGEST_ORDINARY_INPUT)
+            return _is_ordinary_array(value.numpy())
+        return _are_ordinary(*(bound.item() for bound in torch.aminmax(value)))
 
     def _run_plainly(self, value: Tensor) -> list[Tensor]:
         """Eager PyTorch over the passed graph: NaN and infinities come out as the reference gives them, and an empty batch has an answer."""
@@ -132,14 +161,20 @@ class OptimizedModule(nn.Module):
             self._warned = True
             log.warning(
                 "an input holds NaN, infinity or values beyond %g, which %s would lose: such batches run on plain PyTorch operations",
-                _LARGEST_ORDINARY_INPUT,
+                LARGEST_ORDINARY_INPUT,
                 self.backend,
             )
         with torch.no_grad():
             return self.source.graph.module(value)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The weights of the reference under their original names, as they were before anything was folded."""
+        """The weights of the reference under their original names, as they were before anything was folded.
+
+        Raises:
+            RequestError: the module was loaded from a slim file, which does not hold them.
+        """
+        if self.source.state_dict is None:
+            raise RequestError("this module was saved with slim=True, without the weights of its reference: take them from the reference itself")
         prefix = kwargs.get("prefix", "")
         destination = kwargs.get("destination")
         named = {prefix + name: tensor for name, tensor in self.source.state_dict.items()}
@@ -149,9 +184,11 @@ class OptimizedModule(nn.Module):
         return destination
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Always a RequestError: new weights go into the reference, which is then optimized again."""
         raise RequestError("an optimized module takes no new weights: load them into the reference and call fastcnn.optimize again")
 
     def train(self, mode: bool = True) -> OptimizedModule:
+        """RequestError unless `mode` is False: there is nothing to train in a folded graph."""
         if mode:
             raise RequestError("an optimized module is for inference only: train the reference and call fastcnn.optimize again")
         return self
@@ -165,5 +202,24 @@ class OptimizedModule(nn.Module):
         raise RequestError("an optimized module cannot be pickled or deep-copied: use fastcnn.save and fastcnn.load")
 
     def extra_repr(self) -> str:
+        """Model, backend, dtype and input shape, for `print(module)`."""
         name = self.source.graph.info.get("name", "")
         return f"{name}, backend={self.backend}, dtype={self.dtype}, input={tuple(self.source.graph.input_shape)}"
+
+
+def _in_dtype(output: Tensor, dtype: torch.dtype) -> Tensor:
+    """A floating-point output in the dtype of the input; class indices and the like as they are."""
+    return output.to(dtype) if output.dtype is not dtype and output.is_floating_point() else output
+
+
+def _is_ordinary_array(array: NDArray[Any]) -> bool:
+    """Whether no value is NaN, infinite or too large for comfort; not for empty arrays."""
+    # Where even the sum of squares is small enough, each value is; a NaN makes the comparison false.
+    if array.dtype is _FLOAT32 and array.size <= _FEW_VALUES and np.vdot(array, array) < LARGEST_ORDINARY_INPUT**2:
+        return True
+    return _are_ordinary(float(np.minimum.reduce(array, axis=None)), float(np.maximum.reduce(array, axis=None)))
+
+
+def _are_ordinary(smallest: float, largest: float) -> bool:
+    # A NaN makes both comparisons false.
+    return smallest > -LARGEST_ORDINARY_INPUT and largest < LARGEST_ORDINARY_INPUT

@@ -28,8 +28,11 @@ _FORMAT = 1
 _KEY = "fastcnn"
 
 
-def save(module: OptimizedModule, path: str | Path, *, force: bool = False) -> Path:
+def save(module: OptimizedModule, path: str | Path, *, force: bool = False, slim: bool = False) -> Path:
     """Write `module` to `path`; an existing file needs `force`. The file appears whole or not at all.
+
+    With `slim` it leaves out the weights of the reference, about half of the file where BatchNorm was folded: the loaded module computes
+    the same, and its `state_dict` is a RequestError. A module that was loaded from a slim file has none to write either way.
 
     Raises:
         RequestError: not an optimized module, a graph with an operation that has no plain form, or the path cannot be written.
@@ -50,7 +53,7 @@ def save(module: OptimizedModule, path: str | Path, *, force: bool = False) -> P
         # The target in its parts among the graph's entries, where the first release had them: each reads the other's files.
         "graph": graph | {"usual_batch": source.target.usual_batch, "allow_tf32": source.target.allow_tf32},
         "constants": store.put_all(source.graph.constants()),
-        "state_dict": store.put_all(source.state_dict),
+        "state_dict": None if slim or source.state_dict is None else store.put_all(source.state_dict),
         "plan": Plan(module.backend, (), source.passes, source.choice).to_dict(),
         "artifact": _store_artifact(store, module.lowered.artifact),
     }
@@ -95,9 +98,8 @@ def _device(name: str | torch.device) -> torch.device:
         raise RequestError(f"there is no device {name!r}; devices are named cpu, cuda, cuda:1 and so on") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RequestError(f"the module cannot be loaded to {device}: PyTorch finds no CUDA device here")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())  # as the tensors there call it
-    return device
+    # "cuda" stands for the current one: its index is in what a tensor there says.
+    return torch.empty(0, device=device).device if device.type == "cuda" else device
 
 
 def _restore(header: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> tuple[ModuleSource, bytes | None]:
@@ -106,7 +108,8 @@ def _restore(header: dict[str, Any], tensors: dict[str, Tensor], device: torch.d
     graph = graph_from_json(header["graph"], {name: get(key).to(device, copy=True) for name, key in header["constants"].items()})
     saved = Plan.from_dict(header["plan"])
     # Copies again: entries of equal content, and the graph's constants, must not become one tensor in a model that takes the state dict over.
-    state_dict = {name: get(key).clone() for name, key in header["state_dict"].items()}
+    named = header["state_dict"]
+    state_dict = None if named is None else {name: get(key).clone() for name, key in named.items()}
     # Files of the first release do not say whether TF32 is allowed.
     target = Target(device, graph.input_dtype, header["graph"]["usual_batch"], header["graph"].get("allow_tf32", False))
     return ModuleSource(graph, target, saved.passes, state_dict, saved.choice), _load_artifact(get, header["artifact"])

@@ -6,6 +6,7 @@ import copy
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from fastcnn.engines import BACKENDS, available_backends
 from fastcnn.engines.openvino_engine import OpenVinoEngine
 from fastcnn.engines.torch_engine import TorchEngine
 from fastcnn.errors import BackendError, CaptureError, InputError, ParityError, RequestError, UnknownNameError
+from fastcnn.optimized_module import _is_ordinary_array
 from fastcnn.target import Target
 
 IMAGE = images(2, 3, 8, 8)
@@ -321,3 +323,50 @@ def test_errors_of_capture():
         fastcnn.optimize(_model().to("meta"), IMAGE)
     with pytest.raises(InputError, match="meta tensor"):
         fastcnn.optimize(_model().to("meta"), IMAGE.to("meta"))
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_hooks_run_and_keyword_calls_work(backend):
+    module = fastcnn.optimize(_model(), IMAGE, backend=backend, check=False)
+    want = module(IMAGE)
+    torch.testing.assert_close(module(x=IMAGE), want, rtol=0, atol=0)
+    seen = []
+    with module.register_forward_hook(lambda module, inputs, output: seen.append(output.shape)):
+        torch.testing.assert_close(nn.Sequential(module)(IMAGE), want, rtol=0, atol=0)
+    module(IMAGE)
+
+    assert seen == [want.shape]
+
+
+@pytest.mark.parametrize("backend", [name for name in AVAILABLE if name != "torch"])
+def test_the_usual_call_reaches_the_runtime_as_an_array(backend, monkeypatch):
+    """A small network is called more often than a second's worth of checks allows."""
+    module = fastcnn.optimize(_model(), IMAGE, backend=backend, check=False)
+    want = module(IMAGE)
+    monkeypatch.setattr(module, "_check", lambda x: pytest.fail("the long way"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(module(IMAGE), want, rtol=0, atol=0)
+    torch.testing.assert_close(module(IMAGE[:1]), want[:1])
+    monkeypatch.undo()
+
+    other_ways = {"gradient": IMAGE.clone().requires_grad_(), "parameter": nn.Parameter(IMAGE), "double": IMAGE.double()}
+    for x in other_ways.values():
+        assert not module(x).requires_grad
+        torch.testing.assert_close(module(x).to(want.dtype), want)
+
+
+@pytest.mark.parametrize("size", [5, 8192, 8193, 30_000])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+def test_ordinary_values(size, dtype):
+    values = np.full(size, 3.0, dtype)
+    assert _is_ordinary_array(values.reshape(1, -1))
+    for place in (0, size // 2, size - 1):
+        for bad in (np.nan, np.inf, -np.inf, *(() if dtype == np.float16 else (1.1e10, -1.1e10, 1e30))):
+            changed = values.copy()
+            changed[place] = bad
+            assert not _is_ordinary_array(changed)
+    if dtype != np.float16:  # the sum of squares alone would refuse them
+        assert _is_ordinary_array(np.full(size, 9e9, dtype))

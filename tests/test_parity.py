@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.errors import ParityError, RequestError
-from fastcnn.parity import Expected, compare, make_pictures, verify
+from fastcnn.optimization import optimize
+from fastcnn.parity import Expected, bound, compare, make_pictures, verify
+from fastcnn.parity.rules import CEILING
 from fastcnn.precision import exact_float32
 
 
@@ -117,12 +119,96 @@ def test_nan_and_infinity_must_come_out_where_eager_has_them(candidate: Callable
         assert "NaN or infinity" in report.failures[0]
 
 
-def test_overflow_counts_where_eager_overflows_in_the_candidates_dtype() -> None:
+def test_a_result_that_is_not_finite_on_ordinary_input_fails_whatever_eager_does() -> None:
     """2e5 is finite in float64 and in a candidate that computes in float32, but eager float16 returns infinity."""
-    model, example = nn.Linear(1, 2, bias=False).eval(), torch.full((1, 1), 4.0)
+    model, example = nn.Linear(1, 2, bias=False).eval(), torch.full((2, 1), 4.0)
     nn.init.constant_(model.weight, 5e4)
-    assert verify(lambda x: copy.deepcopy(model).half()(x.half()), model, example, batch_sizes=(1,)).passed
+
+    def half(x: Tensor) -> Tensor:
+        return copy.deepcopy(model).half()(x.half())
+
+    report = verify(half, model, example, batch_sizes=(1,))
+    assert not report.passed
+    assert "NaN or infinity at 2 positions on ordinary input: float16 is too narrow" in report.failures[0]
     assert not verify(model, model, example, batch_sizes=(1,), dtype=torch.float16).passed
+    # With an infinity in the input it is eager PyTorch's way again, and the rule holds picture by picture.
+    example[0] = math.inf
+    assert verify(half, model, example, batch_sizes=(1,)).passed
+    assert "at 2 positions on ordinary input" in verify(half, model, example, batch_sizes=(2,)).failures[0]
+
+
+def test_an_infinity_of_the_network_itself_is_right() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x > 0, x, -math.inf)
+
+    example = torch.tensor([[1.0, -2.0, 3.0]])
+    assert verify(Masked(), Masked(), example, batch_sizes=(1,)).passed
+    assert not verify(lambda x: torch.where(x > 0, x, -1e30), Masked(), example, batch_sizes=(1,)).passed
+
+
+class Centred(nn.Module):
+    """A head that subtracts what all its outputs share: what is left is the rounding of numbers `scale` times as large."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.fc(x) + self.scale * (1 + x[:, :1] ** 2)
+        return logits - logits.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize(("scale", "raised"), [(1.0, False), (1e3, True)])
+def test_float32_may_err_twice_as_much_as_eager_float32_where_the_network_amplifies_rounding(scale: float, raised: bool) -> None:
+    torch.manual_seed(0)
+    model, example = Centred(scale).eval(), torch.randn(2, 12, generator=torch.Generator().manual_seed(1))
+    eager, reference = copy.deepcopy(model), copy.deepcopy(model).double()
+
+    def off_by(share: float) -> Callable[[Tensor], Tensor]:
+        """Wrong by `share` times what eager PyTorch is."""
+
+        def candidate(x: Tensor) -> Tensor:
+            truth = reference(x.double())
+            return truth + share * (eager(x).double() - truth)
+
+        return candidate
+
+    report = verify(off_by(1.9), model, example, dtype=torch.float32)
+    assert report.passed
+    assert (report.tolerance > 1e-5) == raised
+    assert ("eager float32 itself is off by" in report.summary()) == raised
+    assert (report.eager_error > 0) == raised
+    worse = verify(off_by(2.1), model, example, dtype=torch.float32)
+    assert worse.passed != raised
+    if raised:
+        assert "eager float32 itself is off by" in worse.failures[0]
+        with pytest.raises(ParityError, match="eager float32 itself is off by"):
+            worse.require("the candidate")
+
+
+def test_no_bound_is_above_the_ceiling() -> None:
+    """A network of which float32 leaves nothing: eager PyTorch, and whatever computes like it, fails."""
+    torch.manual_seed(0)
+    example = torch.randn(2, 12, generator=torch.Generator().manual_seed(1))
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        native = Centred(1e4 if dtype == torch.float16 else 1e6).eval().to(dtype)
+        reference = copy.deepcopy(native).float()
+        report = verify(lambda x, native=native, dtype=dtype: native(x.to(dtype)), reference, example)
+        assert not report.passed
+        assert report.tolerance == CEILING[str(dtype).removeprefix("torch.")]
+        assert "itself is off by" in report.failures[0]
+    assert bound("float32", np.ones(3), np.ones(3)) == bound("float32", np.ones(3), None) == 1e-5
+
+
+def test_optimize_takes_a_network_that_amplifies_rounding() -> None:
+    torch.manual_seed(0)
+    model, example = Centred(1e3).eval(), torch.randn(2, 12, generator=torch.Generator().manual_seed(1))
+    module = optimize(model, example, backend="torch")
+
+    assert module.backend == "torch"
+    assert verify(module, model, example).relative_error > 1e-5
 
 
 def test_a_zero_reference_is_held_to_the_absolute_error() -> None:

@@ -134,6 +134,23 @@ def test_the_target_is_kept_and_files_of_the_first_release_load(saved, tmp_path)
     assert (target.usual_batch, target.allow_tf32, target.dtype) == (len(IMAGE), False, torch.float32)
 
 
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_slim_file_leaves_out_the_weights_of_the_reference(backend, tmp_path):
+    model = net(lambda s, x: F.relu(s.bn(s.conv(x))).mean((2, 3)), conv=nn.Conv2d(3, 256, 5, bias=False), bn=nn.BatchNorm2d(256))
+    x = images(2, 3, 8, 8)
+    module = fastcnn.optimize(model, x, backend=backend)
+    whole, slim = fastcnn.save(module, tmp_path / "whole.fast"), fastcnn.save(module, tmp_path / "slim.fast", slim=True)
+    loaded = fastcnn.load(slim)
+
+    # One set of weights less.
+    assert whole.stat().st_size - slim.stat().st_size > model.conv.weight.nbytes
+    torch.testing.assert_close(loaded(x), module(x), rtol=0, atol=0)
+    torch.testing.assert_close(fastcnn.load(whole).state_dict(), module.state_dict(), rtol=0, atol=0)
+    with pytest.raises(RequestError, match="saved with slim=True, without the weights of its reference"):
+        loaded.state_dict()
+    assert fastcnn.save(loaded, tmp_path / "again.fast").read_bytes() == slim.read_bytes()
+
+
 def test_fresh_process_needs_no_model_code(saved, tmp_path):
     inputs, outputs = tmp_path / "inputs.safetensors", tmp_path / "outputs.safetensors"
     safetensors.torch.save_file({"x": IMAGE}, inputs)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcnn.graph.ir import CapturedGraph
@@ -20,6 +21,7 @@ class Lowered:
 
     Attributes:
         run: input [N, …] of any memory format in the graph's dtype → flat list of outputs. N ≥ 1. May be called from several threads.
+        run_array: the same from NumPy array to NumPy arrays, of a runtime that works on them: a call through it needs two calls of PyTorch.
         rows: computes the plan's rows, from the runtime's own account of what it runs where it gives one.
         reports: passes that the engine ran beyond those of the graph it was given.
         propagates_nan: whether a NaN or an infinity in the input comes out as eager PyTorch would give it.
@@ -37,6 +39,16 @@ class Lowered:
     converts: bool = False
     artifact: bytes | None = field(default=None, repr=False)
     memory: Callable[[], dict[str, int]] = dict
+    run_array: Callable[[NDArray[Any]], list[NDArray[Any]]] | None = None
+
+
+def on_tensors(run_array: Callable[[NDArray[Any]], list[NDArray[Any]]]) -> Callable[[Tensor], list[Tensor]]:
+    """A function of NumPy arrays as one of CPU tensors; memory is shared, nothing is copied."""
+
+    def run(x: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(array) for array in run_array(x.numpy())]
+
+    return run
 
 
 class Engine(Protocol):

@@ -6,11 +6,13 @@ import importlib.util
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from fastcnn.engines.base import Lowered
+from fastcnn.engines.base import Lowered, on_tensors
 from fastcnn.engines.runtime_rows import rows_of_onnx
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.passes import STANDARD_PASSES
@@ -57,12 +59,13 @@ class OnnxRuntimeEngine:
         model = artifact or lower_to_onnx(captured).SerializeToString()
         session = open_session(model, threads=torch.get_num_threads())
         (input_name,) = [value.name for value in session.get_inputs()]
+        output_names = [value.name for value in session.get_outputs()]
 
-        def run(x: Tensor) -> list[Tensor]:
-            return [torch.from_numpy(array) for array in session.run(None, {input_name: x.contiguous().numpy()})]
+        def run(x: NDArray[Any]) -> list[NDArray[Any]]:
+            return list(session.run(output_names, {input_name: np.ascontiguousarray(x)}))
 
         # Its kernels keep NaN, but where a LayerNorm overflows is not where PyTorch's does.
-        return Lowered(run, lambda: _rows(captured, model), artifact=model)
+        return Lowered(on_tensors(run), lambda: _rows(captured, model), artifact=model, run_array=run)
 
 
 def _rows(captured: CapturedGraph, model: bytes) -> tuple[PlanRow, ...]:

@@ -8,10 +8,11 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from fastcnn.engines.base import Lowered
+from fastcnn.engines.base import Lowered, on_tensors
 from fastcnn.engines.runtime_rows import rows_of_openvino
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.passes import STANDARD_PASSES
@@ -66,7 +67,7 @@ class OpenVinoEngine:
         fixed = _Compiled(model, dtype, usual)
         lock, any_batch = threading.Lock(), list[_Compiled]()
 
-        def run(x: Tensor) -> list[Tensor]:
+        def run(x: NDArray[Any]) -> list[NDArray[Any]]:
             if x.shape[0] == usual:
                 return fixed.run(x)
             with lock:
@@ -76,7 +77,12 @@ class OpenVinoEngine:
 
         # oneDNN's ReLU gives 0 for NaN.
         return Lowered(
-            run, lambda: rows_of_openvino(captured, fixed.runtime_model()), propagates_nan=False, input_dtype=torch.float32, artifact=model
+            on_tensors(run),
+            lambda: rows_of_openvino(captured, fixed.runtime_model()),
+            propagates_nan=False,
+            input_dtype=torch.float32,
+            artifact=model,
+            run_array=run,
         )
 
 
@@ -91,16 +97,18 @@ class _Compiled:
         # A request serves one call at a time: idle ones wait in the queue, and a call that finds none makes one.
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def run(self, x: Tensor) -> list[Tensor]:
+    def run(self, x: NDArray[Any]) -> list[NDArray[Any]]:
+        """x: [N, …] → arrays of their own, one for each output."""
         try:
             request = self._idle.get_nowait()
         except queue.Empty:
             request = self._compiled.create_infer_request()
         try:
-            results = request.infer([x.contiguous().numpy()], share_inputs=True, share_outputs=True)
-            return [torch.from_numpy(results[port].copy()) for port in self._compiled.outputs]
+            results = request.infer([np.ascontiguousarray(x)], share_inputs=True, share_outputs=True)
+            return [results[port].copy() for port in self._compiled.outputs]
         finally:
             self._idle.put(request)
 
     def runtime_model(self) -> Any:
+        """The graph as OpenVINO executes it."""
         return self._compiled.get_runtime_model()

@@ -41,14 +41,17 @@ class CapturedGraph:
 
     @property
     def graph(self) -> fx.Graph:
+        """The graph that `module` runs; edits show in `module` after `tidy`."""
         return self.module.graph
 
     @property
     def input_node(self) -> fx.Node:
+        """The placeholder of the one input, [N, …]."""
         return next(node for node in self.graph.nodes if node.op == "placeholder")
 
     @property
     def output_nodes(self) -> list[fx.Node]:
+        """The flattened outputs, in the order of the output structure."""
         (outputs,) = self.graph.output_node().args
         return list(outputs)  # type: ignore[arg-type]
 
@@ -68,6 +71,7 @@ class CapturedGraph:
     # -- constants -----------------------------------------------------------------------------------------------------
 
     def is_constant(self, value: object) -> bool:
+        """Whether an argument reads a tensor that is part of the graph."""
         return isinstance(value, fx.Node) and value.op == "get_attr"
 
     def constant(self, node: fx.Node) -> Tensor:
@@ -76,6 +80,7 @@ class CapturedGraph:
         return tensor.double() if tensor.is_floating_point() else tensor
 
     def raw_constant(self, node: fx.Node) -> Tensor:
+        """The tensor behind a constant as it is stored."""
         assert isinstance(node.target, str), node
         owner: Any = self.module
         for part in node.target.split("."):
@@ -203,6 +208,7 @@ class Convolution:
 
     @classmethod
     def of(cls, node: fx.Node) -> Convolution:
+        """The arguments of `node`, trailing defaults filled in."""
         # The first seven arguments of a fused convolution are those of a plain one.
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         values: dict[str, Any] = arguments(node) if isinstance(node.target, torch._ops.OpOverload) else dict(zip(names, node.args, strict=False))
@@ -218,6 +224,7 @@ class Convolution:
 
     @property
     def kernel(self) -> tuple[int, int]:
+        """(height, width) of the window."""
         return self.weight.meta["shape"][2], self.weight.meta["shape"][3]
 
     @property

@@ -7,6 +7,7 @@ only where their class was registered. A named tuple whose class is not at hand 
 from __future__ import annotations
 
 import json
+import operator
 import sys
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,8 @@ def packer(structure: str) -> Callable[[Sequence[Any]], Any]:
         _load(tree, iter(range(count)))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise FileFormatError(f"the structure of the model's outputs cannot be read: {structure[:80]}") from error
+    if tree["type"] is None:
+        return operator.itemgetter(0)  # one tensor, as nearly every model returns
     return lambda outputs: _load(tree, iter(outputs))
 
 

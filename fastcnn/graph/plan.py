@@ -21,6 +21,7 @@ class PassReport:
     declined: Counter[str] = field(default_factory=Counter)
 
     def decline(self, reason: str) -> None:
+        """Count one place where the pass could not fire, by its reason."""
         self.declined[reason] += 1
 
     def __str__(self) -> str:
@@ -102,7 +103,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Plan:
-        """The plan that `to_dict` gave; fields that an earlier release did not write have their defaults."""
+        """The inverse of `to_dict`; fields that an earlier release did not write have their defaults. KeyError or TypeError for something else."""
         tuples: list[dict[str, Any]] = [
             {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()} for row in data["rows"]
         ]

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastcnn.errors import RequestError
-from fastcnn.parity.rules import TF32, Expected, Outputs, ParityReport, Slice, compare, kinds_of, relative_error
+from fastcnn.parity.rules import LARGEST_ORDINARY_INPUT, TF32, Expected, Outputs, ParityReport, Slice, compare, kinds_of, relative_error
 from fastcnn.precision import exact_float32, float32_products
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def expect(reference: nn.Module, pictures: Tensor, slices: Sequence[Slice], *, d
         precise, independent = _run_slices(_runner(reference, torch.float64, pictures.device), pictures, slices, None)
     with float32_products(tf32=tf32), torch.no_grad():
         eager, _ = _run_slices(_runner(reference, dtype, pictures.device), pictures, slices, independent)
-    return Expected(TF32 if tf32 else _name(dtype), tuple(slices), precise, eager, independent)
+    return Expected(TF32 if tf32 else _name(dtype), tuple(slices), precise, eager, independent, _ordinary(pictures, slices))
 
 
 def make_pictures(example: Tensor, count: int, *, seed: int = 0) -> Tensor:
@@ -152,6 +153,14 @@ def _agree(single: Outputs, whole: Outputs, total: int) -> bool:
         if not np.array_equal(kinds_of(alone), kinds_of(batch[:1])) or relative_error(alone, batch[:1], np.isfinite(alone)) > _SAME_IN_FLOAT64:
             return False
     return True
+
+
+def _ordinary(pictures: Tensor, slices: Sequence[Slice]) -> tuple[NDArray[np.bool_], ...]:
+    """Which pictures of each slice hold nothing but finite values of sensible size."""
+    largest = pictures.detach().flatten(1).abs().amax(1).double() if pictures[0].numel() else pictures.new_zeros(len(pictures))
+    # A NaN makes the comparison false.
+    ordinary = (largest <= LARGEST_ORDINARY_INPUT).cpu().numpy()
+    return tuple(ordinary[start:stop] for start, stop in slices)
 
 
 def _dtype_of(candidate: object, outputs: Any) -> torch.dtype:
