@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,11 +131,12 @@ class FileCheck:
         return precise, eager
 
 
-def run_checks(checks: Sequence[FileCheck], path: Path) -> dict[str, ParityReport]:
-    """Each runtime's report on the file at `path`."""
+def run_checks(checks: Sequence[FileCheck], path: Path, say: Callable[[str], None]) -> dict[str, ParityReport]:
+    """Each runtime's report on the file at `path`; `say` is told which runtime is at work."""
     batches = [batch for check in checks for batch in check.batches()]
     reports = {}
     for name, run in runtimes_for(checks[0].options.format.name).items():
+        say(f"check in {name}")
         results = iter(run(path, batches))
         rows = [row for check in checks for row in check.compare([next(results) for _ in check.batches()], name).rows]
         reports[name] = ParityReport.of(rows, checks[0].expected.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,29 +170,38 @@ def export_pt2(
     return export_file(model, example_input, options)
 
 
-def export_file(model: nn.Module | CapturedGraph, example_input: Tensor, options: ExportOptions) -> ExportReport:
-    """What the three functions above do with what they were given, and the command line with its own; arguments and errors as in `export_onnx`."""
+def export_file(
+    model: nn.Module | CapturedGraph, example_input: Tensor, options: ExportOptions, say: Callable[[str], None] = lambda stage: None
+) -> ExportReport:
+    """What the three functions above do with what they were given, and the command line with its own; arguments and errors as in `export_onnx`.
+
+    `say` is told each stage as it begins.
+    """
     started = time.perf_counter()
     check_target(options.path, options.force)
+    say("capture")
     captured = model if isinstance(model, CapturedGraph) else capture(model, example_input)
     _check_labels(captured, options)
     known = preprocessing_in(captured, options)
     front = _front(options, known)
+    say("passes")
     folding = captured if front is None or front.normalize else normalize_in_graph(captured, front.preprocessing)
     graph, passes = run_passes(folding, STANDARD_PASSES)
+    say(f"lower to {options.format.title}")
     finished = finish(graph, options.precision, options.softmax)
     if front is not None:
         finished = take_pixels(finished, front, options.batch_size)
     names = default_output_names(finished, "probabilities" if options.softmax else "logits")
     container = Container(options.format.name, options.format.lower(finished, names, options.batch_size, options.opset))
 
+    say("reference in float64")
     reference = _whole_reference(model, front, options.softmax)
     checks = [FileCheck.prepare(reference, pictures) for pictures in picture_sets(example_input, front, options)]
     for check in checks:
         check.require_finite(captured.info["name"])
     with replacing(options.path, suffix=options.format.suffix) as draft:
         container.write(draft)
-        reports = run_checks(checks, draft)
+        reports = run_checks(checks, draft, say)
         report = ParityReport.of([row for runtime in reports.values() for row in runtime.rows], checks[0].expected.dtype)
         report.require(f"{options.path} was not written: the {options.format.name} file of {captured.info['name']}")
         evidence = Evidence(

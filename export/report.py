@@ -34,6 +34,10 @@ class ExportReport:
     passes: Sequence[PassReport]
     metadata: dict[str, Any]
 
+    def __str__(self) -> str:
+        """One line: the file and its verdict."""
+        return f"{self.path}: {self.format}, {self.bytes:,} bytes, {self.parity.summary()}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; the golden pair stays in the file."""
         return {

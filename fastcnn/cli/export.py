@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +17,7 @@ from fastcnn.export.formats import FORMATS, Format
 from fastcnn.export.options import PRECISIONS, ExportOptions, Preprocess, parse_precision, read_labels
 from fastcnn.files import check_target
 from fastcnn.precision import Precision
+from fastcnn.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from fastcnn.export import ExportReport
@@ -83,7 +86,7 @@ def export(
 
     channels, height, width = model_spec(model).input_size
     check_target(options.path, options.force, "-o")
-    with output.working(f"exporting {model} to {options.path}"):
+    with output.working(f"exporting {model} to {options.path}") as say:
         import torch
 
         from fastcnn.export.exporter import export_file
@@ -93,7 +96,7 @@ def export(
         if weights is None:
             output.note(f"{model} has seeded random weights (seed {seed or 0}); --weights gives it trained ones")
         shape = (options.batch_size or 1, channels, image_size or height, image_size or width)
-        report = export_file(network, torch.rand(shape, generator=torch.Generator().manual_seed(0)), options)
+        report = export_file(network, torch.rand(shape, generator=torch.Generator().manual_seed(0)), options, say)
     if as_json:
         output.print_json(report)
     else:
@@ -135,14 +138,35 @@ def _batch_size(text: str) -> int | None:
 
 
 def print_report(report: ExportReport) -> None:
-    """What was fused, the parity figures, and the file."""
+    """What was fused, the parity figures, the file and what it takes and gives, and what to do next."""
+    entry = report.metadata["input"]
     output.print_fields(
         {
-            **output.passes(report.passes),
+            **output.passes(one for one in report.passes if one.fired or one.declined),
             "parity": report.parity.summary(),
+            "input": _tensor(entry),
+            "output": ", ".join(_tensor(one) for one in report.metadata["outputs"]),
+            "opset": report.metadata.get("opset"),
+            "preprocessing": _preprocessing(entry),
             "file": report.path,
             "size": f"{report.bytes:,} bytes",
             "sha256": report.sha256,
             "time": f"{report.seconds:.1f} s, the check included",
+            "next": f"fastcnn verify {shlex.quote(str(report.path))}",
+            "or": f"fastcnn predict {shlex.quote(str(report.path))} PICTURE" if entry["preprocessing"] else None,
         }
     )
+
+
+def _tensor(entry: Mapping[str, Any]) -> str:
+    """Name, shape, dtype and, of the input, layout."""
+    layout = f", {entry['layout']}" if "layout" in entry else ""
+    return f"{entry['name']} {'×'.join(map(str, entry['shape']))} {entry['dtype']}{layout}"
+
+
+def _preprocessing(entry: Mapping[str, Any]) -> str:
+    """From a picture to the input, and how much of it the file does."""
+    if entry["preprocessing"] is None:
+        return "not known: the file takes what the model takes"
+    where = {"none": "before the file", "normalize": "before the file, which scales and normalises", "resize": "in the file"}
+    return f"{where[entry['preprocessing_in_file']]}: {Preprocessing.from_dict(entry['preprocessing']).summary()}"

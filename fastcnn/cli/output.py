@@ -17,6 +17,7 @@ from fastcnn.text import json_text, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
     from rich.table import Table
 
     from fastcnn.graph.plan import PassReport
@@ -221,10 +222,19 @@ def plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def working(what: str) -> Iterator[None]:
-    """While a command works: a spinner on stderr where a person watches, and whatever libraries print to stdout goes to stderr."""
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """While a command works: a spinner on stderr where a person watches, and whatever libraries print to stdout goes to stderr.
+
+    Gives a function that says at which stage the work is.
+    """
+    status: Status | None = None
+
+    def say(stage: str) -> None:
+        if status is not None:
+            status.update(f"{what}: {stage}")
+
     with contextlib.ExitStack() as stack:
         if sys.stderr.isatty():
-            stack.enter_context(console(stderr=True).status(what))
+            status = stack.enter_context(console(stderr=True).status(what))
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        yield
+        yield say

@@ -25,6 +25,26 @@ def test_format_by_flag_and_default_name(cli, tmp_path, flag, suffix):
     assert cli("verify", file).exit_code == 0
 
 
+def test_the_end_of_an_export_is_what_a_deployer_needs(cli):
+    result = cli("export", "simple_cnn", "-o", "my net.onnx", "--preprocess", "normalize")
+    assert result.exit_code == 0, result.stderr
+    fields = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert fields["input"] == "input batch×28×28×1 uint8, NHWC"
+    assert fields["output"] == "logits batch×10 float32"
+    assert fields["opset"] == "13"
+    assert fields["preprocessing"].startswith("before the file, which scales and normalises: L, ")
+    assert len(fields["sha256"]) == 64
+    assert fields["next"] == "fastcnn verify 'my net.onnx'"
+    assert fields["or"] == "fastcnn predict 'my net.onnx' PICTURE"
+    assert "nothing to do" not in result.stdout
+
+
+def test_stages_are_said_where_a_person_watches(terminal):
+    shown = terminal("export", "simple_cnn", "--onnx")
+    for stage in ("capture", "lower to ONNX", "check in onnxruntime"):
+        assert f"exporting simple_cnn to simple_cnn.onnx: {stage}" in shown
+
+
 def test_format_by_suffix_and_json(cli, tmp_path):
     (tmp_path / "out").mkdir()
     result = cli("export", "simple_cnn", "-o", "out/net.onnx", "--json", "--batch-size", 2, "--softmax", "--seed", 3)

@@ -61,6 +61,7 @@ def test_a_file_computes_the_same_at_any_batch(format_: str, tmp_path: Path) -> 
     assert [row.batch_size for row in report.parity.rows] == [1, 2, 5] * len(RUNTIMES[format_])
     assert (report.path, report.format, report.bytes) == (path, format_, path.stat().st_size)
     assert report.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert str(report) == f"{path}: {format_}, {report.bytes:,} bytes, {report.parity.summary()}"
     assert [p.fired for p in report.passes if p.name == "fold_batch_norm"] == [1]
     run = load(format_, path)
     for count in (1, 3, 7):
