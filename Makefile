@@ -10,12 +10,14 @@ USABLE := $(VENV)/.fastcnn-usable
 INSTALLED := $(VENV)/.fastcnn-installed
 UNFINISHED := $(VENV)/.fastcnn-unfinished
 TYPECHECK := build/typecheck
+# One thread for each test process: more of them would only take the cores from each other.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal --benchmark-disable -m "not cuda"
 PYTHON ?= python3 python3.13 python3.12 python3.11
 TORCH_INDEX ?=
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: help demo test cuda lint typecheck pytest format readme architecture clean
+.PHONY: help demo test quick durations cuda lint typecheck pytest format readme architecture clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
@@ -42,9 +44,14 @@ typecheck: $(INSTALLED) ## mypy on the package as a wheel installs it
 	cd $(TYPECHECK) && "$(CURDIR)/$(PY)" -m mypy --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p fastcnn
 	MYPYPATH=tools $(PY) -m mypy -p architecture
 
-# One thread for each test process: more of them would only take the cores from each other.
-pytest: $(INSTALLED) ## The tests, without those that need a GPU
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal --benchmark-disable -m "not cuda" $(PYTEST_ARGS)
+pytest: $(INSTALLED) ## The tests, without those that need a GPU; the ten slowest are named
+	$(PYTEST) --durations=10 $(PYTEST_ARGS)
+
+quick: lint ## A verdict in under two minutes: lint, and the tests without those that measured slow
+	$(PYTEST) --quick $(PYTEST_ARGS)
+
+durations: $(INSTALLED) ## Measure all tests and note which ones make quick leaves out (on an idle machine)
+	$(PYTEST) --write-slow $(PYTEST_ARGS)
 
 readme: $(INSTALLED) ## Make the README's results and pictures from the stored result that it names
 	$(PY) -m fastcnn.bench.views.readme --write

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fresh_processes import running_them_forked
+from slow_tests import pytest_addoption, pytest_collection_modifyitems, pytest_terminal_summary  # noqa: F401
 
 
 @pytest.fixture(scope="session")
