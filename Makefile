@@ -1,23 +1,29 @@
 # Every target runs in .venv; the first one that needs it makes it and installs the package there.
 #   make test WORKERS=8            more test processes
 #   make demo PYTHON=python3.12    the interpreter that .venv is made with
+#   make demo TORCH_INDEX=URL      PyTorch from this package index: its CPU-only one takes about half the space
 
 VENV := .venv
 PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --no-input --disable-pip-version-check
+USABLE := $(VENV)/.fastcnn-usable
 INSTALLED := $(VENV)/.fastcnn-installed
 UNFINISHED := $(VENV)/.fastcnn-unfinished
 TYPECHECK := build/typecheck
+# One thread for each test process: more of them would only take the cores from each other.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal --benchmark-disable -m "not cuda"
 PYTHON ?= python3 python3.13 python3.12 python3.11
+TORCH_INDEX ?=
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: help demo test cuda lint typecheck pytest format readme architecture clean
+.PHONY: help demo test quick durations cuda lint typecheck pytest format readme architecture clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED) ## Export Inception-v3 to ONNX, verify it, and time it beside eager PyTorch
+demo: $(USABLE) ## Export Inception-v3 to ONNX, verify it, and time it beside eager PyTorch
 	$(PY) -m fastcnn.bench.demo
 
 test: lint typecheck pytest ## Everything that CI runs: lint, types, tests
@@ -38,9 +44,14 @@ typecheck: $(INSTALLED) ## mypy on the package as a wheel installs it
 	cd $(TYPECHECK) && "$(CURDIR)/$(PY)" -m mypy --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p fastcnn
 	MYPYPATH=tools $(PY) -m mypy -p architecture
 
-# One thread for each test process: more of them would only take the cores from each other.
-pytest: $(INSTALLED) ## The tests, without those that need a GPU
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal --benchmark-disable -m "not cuda" $(PYTEST_ARGS)
+pytest: $(INSTALLED) ## The tests, without those that need a GPU; the ten slowest are named
+	$(PYTEST) --durations=10 $(PYTEST_ARGS)
+
+quick: lint ## A verdict in under two minutes: lint, and the tests without those that measured slow
+	$(PYTEST) --quick $(PYTEST_ARGS)
+
+durations: $(INSTALLED) ## Measure all tests and note which ones make quick leaves out (on an idle machine)
+	$(PYTEST) --write-slow $(PYTEST_ARGS)
 
 readme: $(INSTALLED) ## Make the README's results and pictures from the stored result that it names
 	$(PY) -m fastcnn.bench.views.readme --write
@@ -55,9 +66,9 @@ clean: ## Remove what builds and tests left; exported models and .venv stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks
 	find fastcnn kernels export bench tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is younger than pyproject.toml when all is installed. A .venv that was interrupted while this rule made it is made afresh;
-# one that was there before is kept and completed.
-$(INSTALLED): pyproject.toml
+# A stamp is younger than pyproject.toml when all is installed: the package with OpenVINO, which is all that a demo needs, and what developing
+# it takes besides. A .venv that was interrupted while this rule made it is made afresh; one that was there before is kept and completed.
+$(USABLE): pyproject.toml
 	@set -eu; \
 	if [ -e $(UNFINISHED) ]; then echo "removing the unfinished $(VENV)"; rm -rf $(VENV); fi; \
 	if [ ! -x $(PY) ]; then \
@@ -71,7 +82,19 @@ $(INSTALLED): pyproject.toml
 	  "$$found" -m venv $(VENV); \
 	fi; \
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null; \
-	echo "installing fastcnn and what it needs into $(VENV) (PyTorch is large: the first time takes minutes)"; \
-	$(PY) -m pip install --quiet --no-input --disable-pip-version-check -e '.[dev]'; \
+	if [ -n "$(TORCH_INDEX)" ]; then \
+	  echo "installing PyTorch from $(TORCH_INDEX) into $(VENV)"; \
+	  $(PIP) --index-url "$(TORCH_INDEX)" torch torchvision; \
+	fi; \
+	if ! $(PY) -c 'import sys, importlib.util as find; sys.exit(find.find_spec("torch") is None)'; then \
+	  echo "PyTorch's CUDA build comes with it: $(VENV) will take 6.2 GB on Linux (about 2.6 GB with TORCH_INDEX=<PyTorch's index of CPU-only builds>)"; \
+	fi; \
+	echo "installing fastcnn and what it runs with into $(VENV)"; \
+	$(PIP) -e '.[openvino]'; \
 	rm -f $(UNFINISHED); \
 	touch $@
+
+$(INSTALLED): $(USABLE)
+	@echo "installing what developing fastcnn takes besides into $(VENV) (0.3 GB)"
+	@$(PIP) -e '.[dev]'
+	@touch $@

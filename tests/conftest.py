@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fresh_processes import running_them_forked
+from slow_tests import pytest_addoption, pytest_collection_modifyitems, pytest_terminal_summary  # noqa: F401
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +21,15 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder `shared` with real data and weights is not beside the repository")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fresh_processes_are_forked() -> Iterator[None]:
+    """See fresh_processes.py; where there is no fork they are started as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(os, "fork") and sys.platform == "linux":
+            patch.setattr(subprocess, "run", running_them_forked(subprocess.run))
+        yield
 
 
 _SS_DISABLE = 2
