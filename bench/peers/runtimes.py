@@ -19,6 +19,8 @@ from fastcnn.bench.peers.base import Peer, Prepared, Runner, not_importable
 from fastcnn.bench.peers.subject import Subject
 from fastcnn.errors import BackendError
 from fastcnn.precision import Precision
+from fastcnn.runtimes.onnxruntime import import_onnxruntime
+from fastcnn.runtimes.openvino import import_openvino
 
 # ONNX name → (dtype, number in onnx.TensorProto)
 _TYPES = {"tensor(float)": (torch.float32, 1), "tensor(float16)": (torch.float16, 10), "tensor(bfloat16)": (torch.bfloat16, 16)}
@@ -71,8 +73,7 @@ class OnnxRuntimeCuda(FromFile):
         reason = not_importable("onnxruntime")
         if reason:
             return reason
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         return None if self.provider in onnxruntime.get_available_providers() else f"this build of onnxruntime has no {self.provider}"
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
@@ -158,8 +159,7 @@ class OpenVino(FromFile):
 
     def prepare(self, subject: Subject, example: Tensor, threads: int) -> Prepared:
         """The row's file, compiled. Raises BackendError where OpenVINO takes another device or precision."""
-        import openvino
-
+        openvino = import_openvino()
         path, reused = self.file(subject, example)
         options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
         compiled = openvino.Core().compile_model(str(path), "CPU", options)
@@ -191,8 +191,7 @@ def onnxruntime_runner(path: Path, threads: int) -> tuple[Runner, dict[str, str]
 
     Raises BackendError where the session has another provider than the one asked for.
     """
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -220,8 +219,7 @@ def bound_runner(path: Path, providers: Providers, example: Tensor) -> tuple[Run
     Raises BackendError where the session has other providers or other options than those asked for; onnxruntime itself raises where a
     node would be left to the CPU.
     """
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     names = [name for name, _ in providers]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -67,7 +67,6 @@ def test_version(cli, flag):
 
 
 CHOICES = [
-    (["export", "simple_cnn", "--onnx", "--precision", "{}"], "INT9", "FP16"),
     (["export", "simple_cnn", "--onnx", "--preprocess", "{}"], "crop", "Normalize"),
     (["train", "simple_cnn", "--dataset", "{}", "--data", "gone"], "coco", "Fashion-MNIST"),
     (["train", "simple_cnn", "--dataset", "mnist", "--data", "gone", "--schedule", "{}"], "step", "Cosine"),
@@ -85,7 +84,7 @@ def test_choices_are_named_without_what_pydantic_says_and_taken_in_any_case(cli,
     refused = cli(*[word.format(wrong) for word in args])
     assert refused.exit_code == 2
     assert re.search(rf"^error: invalid value for '--[a-z]+': '{wrong}' is not one of ", refused.stderr), refused.stderr
-    monkeypatch.setattr("fastcnn.export.request.check_request", lambda *given, **options: stop(RequestError("went on")))
+    monkeypatch.setattr("fastcnn.cli.export.check_target", lambda *given, **options: stop(RequestError("went on")))
     taken = cli(*[word.format(right) for word in args])
     assert "is not one of" not in taken.stderr, taken.stderr
     assert "invalid value" not in taken.stderr
