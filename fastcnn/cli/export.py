@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fastcnn.cli import output
-from fastcnn.cli.options import Json, Model
+from fastcnn.cli.options import Json, Model, ModelArgs, NumClasses, TransformInput, WeightsSetOption, model_options
 from fastcnn.errors import RequestError
 
 if TYPE_CHECKING:
@@ -56,7 +56,10 @@ def export(
     ] = Preprocess.none,
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, to store in the file.")] = None,
     image_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Height and width of the input.  [default: the model's own]")] = None,
-    num_classes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Classes of the model.  [default: the model's own]")] = None,
+    num_classes: NumClasses = None,
+    transform_input: TransformInput = None,
+    model_arg: ModelArgs = None,
+    weights_set: WeightsSetOption = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -78,7 +81,7 @@ def export(
     if opset is not None:
         wanted["opset"] = opset
     check_request(path, batch_sizes=(1,), **wanted)
-    options = {} if num_classes is None else {"num_classes": num_classes}
+    options = model_options(model, num_classes=num_classes, transform_input=transform_input, model_args=model_arg, weights_set=weights_set)
     with output.working(f"exporting {model} to {path}"):
         import torch
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastcnn.cli import output
-from fastcnn.cli.options import complete_model
+from fastcnn.cli.options import ModelArgs, NumClasses, TransformInput, WeightsSetOption, complete_model, model_options
 from fastcnn.errors import RequestError
 from fastcnn.files import check_target
 
@@ -37,6 +37,10 @@ def predict(
     weights: Annotated[
         str | None, typer.Option(metavar="W", help="Of a model: a weight file, or a weights name.  [default: seeded random weights]")
     ] = None,
+    weights_set: WeightsSetOption = None,
+    num_classes: NumClasses = None,
+    transform_input: TransformInput = None,
+    model_arg: ModelArgs = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="The seed of random weights.  [default: 0]")] = None,
     backend: Annotated[
         str | None,
@@ -71,7 +75,8 @@ def predict(
 
     files = find_pictures(pictures)
     with output.working(f"loading {model}"):
-        predictor = _load(model, weights, seed, backend, labels, preprocessing)
+        options = model_options(model, num_classes=num_classes, transform_input=transform_input, model_args=model_arg, weights_set=weights_set)
+        predictor = _load(model, weights, seed, backend, labels, preprocessing, options)
 
     from fastcnn.prediction.answer_file import json_line, write_failures
     from fastcnn.prediction.run import Answer
@@ -109,7 +114,9 @@ def _check_options(as_json: bool, out: Path | None, resume: bool) -> None:
         raise RequestError("--resume goes on with a file: name it with --output")
 
 
-def _load(model: str, weights: str | None, seed: int | None, backend: str | None, labels: Path | None, preprocessing: Path | None) -> Predictor:
+def _load(
+    model: str, weights: str | None, seed: int | None, backend: str | None, labels: Path | None, preprocessing: Path | None, options: dict[str, Any]
+) -> Predictor:
     if weights is not None and seed is not None:
         raise RequestError("--seed makes random weights and --weights loads others: give one of them")
     from fastcnn.export.request import read_labels
@@ -122,6 +129,7 @@ def _load(model: str, weights: str | None, seed: int | None, backend: str | None
         backend=backend,
         preprocessing=None if preprocessing is None else _read_preprocessing(preprocessing),
         categories=None if labels is None else read_labels(labels),
+        options=options,
     )
     if predictor.has_random_weights:
         output.note(f"{predictor.name} has seeded random weights: its answers mean nothing; --weights gives it trained ones")

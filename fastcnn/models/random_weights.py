@@ -32,7 +32,7 @@ def draw_scaled_weights(model: nn.Module, seed: int) -> None:
                     module.bias.uniform_(-0.1, 0.1, generator=generator)
             elif isinstance(module, nn.BatchNorm2d):
                 _draw_batch_norm(module, generator)
-        ends = [block.get_submodule(block.branch_end) for block in model.modules() if hasattr(block, "branch_end")]
+        ends = [block.get_submodule(str(block.branch_end)) for block in model.modules() if hasattr(block, "branch_end")]
         for end in ends:
             for parameter in end.parameters():
                 parameter.mul_(len(ends) ** -0.5)

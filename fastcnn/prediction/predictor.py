@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,6 +158,7 @@ def load_predictor(
     backend: str | None = None,
     preprocessing: Preprocessing | None = None,
     categories: Sequence[str] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Predictor:
     """Make ready whatever can predict.
 
@@ -168,15 +169,20 @@ def load_predictor(
             of a file of `fastcnn.save`: another one than it was saved with; of an ONNX file: "onnxruntime" (the default) or "openvino".
         preprocessing: in place of the source's own; for files and modules that have none.
         categories: names of the classes, in place of the source's own.
+        options: further keywords of `create_model`, where the source is the name of a reference model.
 
     Raises:
         RequestError: no such file or model, an option that does not apply, or a source that does not say how pictures become its input.
         FileFormatError: a file that fastcnn did not write, or a damaged one.
     """
+    path = None if isinstance(source, nn.Module) else Path(source)
+    named = path is not None and not (path.is_file() or path.suffix in _SUFFIXES or len(path.parts) > 1)
+    if options and not named:
+        raise RequestError(f"{', '.join(options)} cannot be chosen here: {path or type(source).__name__} is a finished model, not the name of one")
     if isinstance(source, nn.Module):
         return _of_module(source, backend, preprocessing, categories)
     path = Path(source)
-    if path.is_file() or path.suffix in _SUFFIXES or len(path.parts) > 1:
+    if not named:
         if weights is not None:
             raise RequestError(f"{path} holds its weights already: give the name of a model to load others into")
         if not path.is_file():
@@ -187,7 +193,7 @@ def load_predictor(
 
     from fastcnn.models import create_model
 
-    return _of_module(create_model(str(source), weights, seed=seed), backend, preprocessing, categories)
+    return _of_module(create_model(str(source), weights, seed=seed, **(options or {})), backend, preprocessing, categories)
 
 
 def _load_safetensors(path: Path, backend: str | None) -> nn.Module:
