@@ -17,12 +17,17 @@ from fastcnn.cli.options import (
     Download,
     Force,
     Json,
+    ModelArgs,
+    NumClasses,
     Seed,
     Threads,
+    TransformInput,
     Weights,
+    WeightsSetOption,
     Workers,
     complete_model,
     default_workers,
+    model_options,
     own_spelling,
 )
 from fastcnn.cli.progress import progress_bar
@@ -58,6 +63,10 @@ def evaluate(
         ),
     ] = None,
     weights: Weights = None,
+    weights_set: WeightsSetOption = None,
+    num_classes: NumClasses = None,
+    transform_input: TransformInput = None,
+    model_arg: ModelArgs = None,
     seed: Seed = None,
     backend: Annotated[
         str | None,
@@ -93,6 +102,14 @@ def evaluate(
     models = [name for name in names if is_model(split_backend(name)[0])]
     if weights is not None and not models:
         raise RequestError(f"--weights is for the name of a model; {' and '.join(names)} hold{'s' if len(names) == 1 else ''} weights already")
+    options = {
+        name: model_options(
+            split_backend(name)[0], num_classes=num_classes, transform_input=transform_input, model_args=model_arg, weights_set=weights_set
+        )
+        for name in models
+    }
+    if not models and any((num_classes, model_arg, weights_set, transform_input is not None)):
+        raise RequestError(f"--num-classes, --transform-input, --model-arg and --weights-set are for the name of a model, and {names[0]} is a file")
     if models and weights is None:
         output.note(f"{', '.join(models)} has seeded random weights (seed {seed or 0}); --weights gives it trained ones")
     decoders = default_workers() if workers is None else workers
@@ -100,7 +117,7 @@ def evaluate(
     results: dict[str, Evaluation] = {}
     for name in names:
         with output.working(f"loading {name}"):
-            predictor = load_candidate(name, weights=weights, seed=seed or 0, backend=backend)
+            predictor = load_candidate(name, weights=weights, seed=seed or 0, backend=backend, options=options.get(name))
             if predictor.preprocessing not in opened:
                 opened[predictor.preprocessing] = _open(dataset.value, data, split.value, predictor.preprocessing, download)
         pictures = opened[predictor.preprocessing]

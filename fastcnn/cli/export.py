@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastcnn.cli import output
-from fastcnn.cli.options import Force, Json, Model, Seed, Weights
+from fastcnn.cli.options import Force, Json, Model, ModelArgs, NumClasses, Seed, TransformInput, Weights, WeightsSetOption, model_options
 from fastcnn.errors import RequestError
 from fastcnn.export.formats import FORMATS, Format
 from fastcnn.export.options import PRECISIONS, ExportOptions, Preprocess, parse_precision, read_labels
@@ -55,7 +55,10 @@ def export(
     ] = Preprocess.none,
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, to store in the file.")] = None,
     image_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Height and width of the input.  [default: the model's own]")] = None,
-    num_classes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Classes of the model.  [default: the model's own]")] = None,
+    num_classes: NumClasses = None,
+    transform_input: TransformInput = None,
+    model_arg: ModelArgs = None,
+    weights_set: WeightsSetOption = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -86,13 +89,14 @@ def export(
 
     channels, height, width = model_spec(model).input_size
     check_target(options.path, options.force, "-o")
+    keywords = model_options(model, num_classes=num_classes, transform_input=transform_input, model_args=model_arg, weights_set=weights_set)
     with output.working(f"exporting {model} to {options.path}") as say:
         import torch
 
         from fastcnn.export.exporter import export_file
         from fastcnn.models import create_model
 
-        network = create_model(model, weights, seed=seed or 0, **({} if num_classes is None else {"num_classes": num_classes}))
+        network = create_model(model, weights, seed=seed or 0, **keywords)
         if weights is None:
             output.note(f"{model} has seeded random weights (seed {seed or 0}); --weights gives it trained ones")
         shape = (options.batch_size or 1, channels, image_size or height, image_size or width)

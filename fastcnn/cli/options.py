@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from fastcnn.cores import usable_cores
-from fastcnn.errors import WeightsError
+from fastcnn.errors import RequestError, WeightsError
 
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt")
 
 
 class DatasetName(StrEnum):
@@ -29,6 +30,13 @@ class Device(StrEnum):
 
     cpu = "cpu"
     cuda = "cuda"
+
+
+class WeightsSet(StrEnum):
+    """What `--weights-set` takes."""
+
+    ema = "ema"
+    plain = "plain"
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -104,3 +112,49 @@ Workers = Annotated[
     int | None,
     typer.Option("--workers", min=0, metavar="N", help="Processes that decode picture files.  [default: one less than there are cores, 8 at most]"),
 ]
+WeightsSetOption = Annotated[
+    WeightsSet | None,
+    typer.Option(
+        "--weights-set",
+        help="Which weights to take of a file that holds their moving average (ema) beside them (plain).  [default: ema, where there is one]",
+        show_default=False,
+    ),
+]
+NumClasses = Annotated[int | None, typer.Option("--num-classes", min=1, metavar="N", help="Classes of the model.  [default: the model's own]")]
+TransformInput = Annotated[
+    bool | None,
+    typer.Option(
+        "--transform-input/--no-transform-input",
+        help="Of inception_v3 and googlenet: take ImageNet's normalisation, or [-1, 1].  [default: as the weights need it]",
+        show_default=False,
+    ),
+]
+ModelArgs = Annotated[
+    list[str] | None,
+    typer.Option("--model-arg", metavar="NAME=VALUE", help="A keyword of the model, such as dropout=0.2. May be given again.", show_default=False),
+]
+
+
+def model_options(
+    model: str, *, num_classes: int | None, transform_input: bool | None, model_args: Sequence[str] | None, weights_set: WeightsSet | None
+) -> dict[str, Any]:
+    """The options of a model, as given on the command line, as keywords of `create_model`; those not given are left out.
+
+    Imports torch only where there is a --model-arg. Raises UnknownNameError for an unknown model, RequestError for an
+    option that the model lacks, a value that is not of its type, or one that is given in two ways.
+    """
+    from fastcnn.models.registry import model_spec
+
+    given = {"num_classes": num_classes, "transform_input": transform_input}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if model_args:
+        from fastcnn.models.arguments import parse_arguments
+
+        if Path(model).is_file():
+            raise RequestError(f"--model-arg is for the name of a model, and {model} is a file")
+        arguments = parse_arguments(model_spec(model).load_builder(), model_args, model)
+        twice = [name for name in arguments if name in options]
+        if twice:
+            raise RequestError(f"{twice[0]} is given both as an option and as --model-arg: give it once")
+        options |= arguments
+    return options if weights_set is None else {**options, "weights_set": weights_set.value}

@@ -11,7 +11,18 @@ import typer
 
 from fastcnn.cli import output
 from fastcnn.cli.exit_codes import CHECK_FAILED
-from fastcnn.cli.options import Force, Seed, Weights, complete_model, own_spelling
+from fastcnn.cli.options import (
+    Force,
+    ModelArgs,
+    NumClasses,
+    Seed,
+    TransformInput,
+    Weights,
+    WeightsSetOption,
+    complete_model,
+    model_options,
+    own_spelling,
+)
 from fastcnn.cli.progress import progress_bar
 from fastcnn.errors import RequestError
 from fastcnn.files import check_target
@@ -37,6 +48,10 @@ def predict(
         list[str], typer.Argument(metavar="IMAGE|DIR|GLOB …", help="Pictures, folders of pictures, or patterns in quotes.", show_default=False)
     ],
     weights: Weights = None,
+    weights_set: WeightsSetOption = None,
+    num_classes: NumClasses = None,
+    transform_input: TransformInput = None,
+    model_arg: ModelArgs = None,
     seed: Seed = None,
     backend: Annotated[
         str | None,
@@ -71,7 +86,8 @@ def predict(
 
     files = find_pictures(pictures)
     with output.working(f"loading {model}"):
-        predictor = _load(model, weights, seed, backend, labels, preprocessing)
+        options = model_options(model, num_classes=num_classes, transform_input=transform_input, model_args=model_arg, weights_set=weights_set)
+        predictor = _load(model, weights, seed, backend, labels, preprocessing, options)
 
     from fastcnn.prediction.answer_file import write_failures
     from fastcnn.prediction.run import Answer
@@ -109,7 +125,9 @@ def _check_options(as_json: bool, out: Path | None, resume: bool) -> None:
         raise RequestError("--resume goes on with a file: name it with --output")
 
 
-def _load(model: str, weights: str | None, seed: int | None, backend: str | None, labels: Path | None, preprocessing: Path | None) -> Predictor:
+def _load(
+    model: str, weights: str | None, seed: int | None, backend: str | None, labels: Path | None, preprocessing: Path | None, options: dict[str, Any]
+) -> Predictor:
     if weights is not None and seed is not None:
         raise RequestError("--seed makes random weights and --weights loads others: give one of them")
     from fastcnn.export.options import read_labels
@@ -122,6 +140,7 @@ def _load(model: str, weights: str | None, seed: int | None, backend: str | None
         backend=backend,
         preprocessing=None if preprocessing is None else _read_preprocessing(preprocessing),
         categories=None if labels is None else read_labels(labels),
+        options=options,
     )
     if predictor.has_random_weights:
         output.note(f"{predictor.name} has seeded random weights: its answers mean nothing; --weights gives it trained ones")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,19 +47,21 @@ class Evaluation:
     indices: Tensor
 
 
-def load_candidate(source: str, *, weights: str | None = None, seed: int = 0, backend: str | None = None) -> Predictor:
+def load_candidate(
+    source: str, *, weights: str | None = None, seed: int = 0, backend: str | None = None, options: Mapping[str, Any] | None = None
+) -> Predictor:
     """Makes ready what is to be evaluated.
 
     Args:
         source: what `load_predictor` takes, and after an @ the backend that runs it, which goes before `backend`.
-        weights, seed: of reference models; files hold their own.
+        weights, seed, options: of reference models, as in `load_predictor`; files hold their own.
         backend: as in `load_predictor`; a reference model runs as it is by default, a file in its own runtime.
 
     Raises what `load_predictor` raises.
     """
     name, own = split_backend(source)
     if is_model(name):
-        return load_predictor(name, weights=weights, seed=seed, backend=own or backend or "reference")
+        return load_predictor(name, weights=weights, seed=seed, backend=own or backend or "reference", options=options)
     return load_predictor(name, backend=own or backend or ("reference" if _holds_weights(name) else None))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastcnn.errors import UnknownNameError
@@ -63,6 +64,22 @@ class ModelSpec:
     def std(self) -> Stats:
         """Per channel, after scaling to [0, 1]."""
         return self.preprocessing.std
+
+    def preprocessing_for(self, options: Mapping[str, Any]) -> Preprocessing:
+        """From a picture to the input of the model built with these options.
+
+        `preprocessing` is for published weights as torchvision builds their model. Inception-v3 and GoogLeNet have
+        `transform_input` there, which takes ImageNet's normalisation to [-1, 1], the range that the network itself was
+        trained on. Without it, [-1, 1] is what the model takes: mean = std = 0.5.
+        """
+        if options.get("transform_input", True):
+            return self.preprocessing
+        mean, std = _UNIT_RANGE
+        return replace(self.preprocessing, mean=mean, std=std)
+
+    def options(self) -> dict[str, Any]:
+        """The options that the model can be built with, and their defaults. Imports torch."""
+        return {name: parameter.default for name, parameter in signature(self.load_builder()).parameters.items()}
 
     def load_builder(self) -> Callable[..., nn.Module]:
         """Imports the module that defines the model (and torch) and returns its builder."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ def load_predictor(
     backend: str | None = None,
     preprocessing: Preprocessing | None = None,
     categories: Sequence[str] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Predictor:
     """Make ready whatever can predict.
 
@@ -37,17 +38,21 @@ def load_predictor(
             of a file of `fastcnn.save`: another one than it was saved with; of an ONNX file: "onnxruntime" (the default) or "openvino".
         preprocessing: in place of the source's own; for files and modules that have none.
         categories: names of the classes, in place of the source's own.
+        options: further keywords of `create_model`, where the source is the name of a reference model.
 
     Raises:
         RequestError: no such file or model, an option that does not apply, or a source that does not say how pictures become its input.
         FileFormatError: a file that fastcnn did not write, or a damaged one.
     """
-    if not isinstance(source, (str, Path)):
+    path = Path(source) if isinstance(source, (str, Path)) else None
+    named = path is not None and not (path.is_file() or path.suffix in _SUFFIXES or len(path.parts) > 1)
+    if options and not named:
+        raise RequestError(f"{', '.join(options)} cannot be chosen here: {path or type(source).__name__} is a finished model, not the name of one")
+    if path is None or not isinstance(source, (str, Path)):
         from fastcnn.prediction.modules import of_module
 
         return of_module(source, backend, preprocessing, categories)
-    path = Path(source)
-    if path.is_file() or path.suffix in _SUFFIXES or len(path.parts) > 1:
+    if not named:
         if weights is not None:
             raise RequestError(f"{path} holds its weights already: give the name of a model to load others into")
         if not path.is_file():
@@ -65,7 +70,7 @@ def load_predictor(
     model_spec(str(source))  # a name that is none is told before PyTorch is imported
     from fastcnn.prediction.modules import of_module
 
-    return of_module(create_model(str(source), weights, seed=seed), backend, preprocessing, categories)
+    return of_module(create_model(str(source), weights, seed=seed, **(options or {})), backend, preprocessing, categories)
 
 
 def _of_exported(path: Path, backend: str | None, preprocessing: Preprocessing | None, categories: Sequence[str] | None) -> Predictor:

@@ -87,6 +87,8 @@ def test_wrong_requests(cli, evaluate, tmp_path):
         (["simple_cnn", "--weights", "imagenet"], "'mnist', which this package holds"),
         (["text.onnx", "--weights", "mnist"], "text.onnx holds weights already"),
         (["simple_cnn", "--backend", "tensorrt"], "tensorrt"),
+        (["text.onnx", "--num-classes", "3"], "are for the name of a model, and text.onnx is a file"),
+        (["simple_cnn", "--num-classes", "3"], "simple_cnn has 3 classes, and"),
         (["simple_cnn", "--sheet", "s.png"], "give --compare A B"),
         (["simple_cnn", "residual_mnist", "--confusion", "c.png"], "name one"),
         (["simple_cnn", "--confusion", "there.png"], "there.png exists: --force"),

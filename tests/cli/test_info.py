@@ -4,6 +4,9 @@ import json
 import re
 
 import pytest
+import torch
+
+from fastcnn.models import create_model
 
 
 def test_layer_table_has_the_figures_of_its_source(cli):
@@ -57,5 +60,45 @@ def test_wrong_backend(cli, args, said):
     result = cli("info", "simple_cnn", *args)
     assert result.exit_code == 2
     assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert said in result.stderr
+
+
+def test_weights_and_input(cli, tmp_path):
+    answer = json.loads(cli("info", "googlenet", "--json").stdout)
+    assert answer["weights"] == "random (seed 0), scaled so that no layer inflates its signal"
+    assert (answer["options"]["transform_input"], answer["preprocessing"]["mean"]) == (False, [0.5, 0.5, 0.5])
+    transformed = cli("info", "googlenet", "--transform-input", "--num-classes", 3, "--model-arg", "aux_logits=false", "--json")
+    answer = json.loads(transformed.stdout)
+    assert answer["options"] == {"num_classes": 3, "aux_logits": False, "transform_input": True, "dropout": 0.2, "dropout_aux": 0.7}
+    assert answer["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
+    shown = cli("info", "simple_cnn", "--weights", "mnist").stdout
+    assert re.search(r"^weights +shipped: mnist$", shown, re.MULTILINE)
+    assert re.search(r"^input +L, resized to 28", shown, re.MULTILINE)
+
+
+def test_two_sets_of_weights(cli, tmp_path):
+    states = {kind: create_model("simple_cnn", seed=seed).state_dict() for seed, kind in enumerate(("model", "model_ema"))}
+    torch.save(states, tmp_path / "w.pth.tar")
+    loud = cli("info", "simple_cnn", "--weights", "w.pth.tar")
+    assert loud.stderr.startswith("warning: w.pth.tar holds two sets of weights: 'model_ema', the moving average, is taken")
+    quiet = cli("info", "simple_cnn", "--weights", "w.pth.tar", "--weights-set", "plain")
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["resnet18", "--transform-input"], "resnet18 has no option 'transform_input'; it has num_classes, zero_init_residual"),
+        (["googlenet", "--model-arg", "depth=3"], "googlenet takes no argument 'depth'; it takes num_classes, aux_logits, transform_input, dropout"),
+        (["googlenet", "--model-arg", "dropout=much"], "the model argument dropout is a number, not 'much'"),
+        (["googlenet", "--num-classes", "3", "--model-arg", "num_classes=3"], "num_classes is given both as an option and as --model-arg"),
+        (["simple_cnn", "--weights", "five.pth"], "num_classes=5 (--num-classes 5) fits"),
+    ],
+)
+def test_wrong_options_of_the_model(cli, tmp_path, args, said):
+    torch.save(create_model("simple_cnn", num_classes=5).state_dict(), tmp_path / "five.pth")
+    result = cli("info", *args)
+    assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
     assert said in result.stderr

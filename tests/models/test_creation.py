@@ -10,8 +10,8 @@ import torch
 
 import fastcnn
 from fastcnn.errors import RequestError, WeightsError
-from fastcnn.models import create_model, creation, list_models, load_weights, model_spec, registry, weights
-from fastcnn.models.weights import describe_weights, options_of, shipped_weights
+from fastcnn.models import checkpoints, create_model, creation, fit, lineage, list_models, load_weights, model_spec, registry, weights
+from fastcnn.models.weights import describe_weights, open_weights, shipped_weights
 from fastcnn.training.checkpoint import save_weights
 
 
@@ -27,7 +27,14 @@ def test_public_names_are_one_function():
 
 def test_no_circle():
     """The table knows neither of the others, and weights do not know creation: not even inside a function."""
-    allowed = {registry: set(), weights: {"registry"}, creation: {"registry", "weights", "random_weights"}}
+    allowed = {
+        registry: set(),
+        checkpoints: set(),
+        fit: {"registry"},
+        lineage: {"registry"},
+        weights: {"registry", "checkpoints", "fit", "lineage"},
+        creation: {"registry", "weights", "random_weights"},
+    }
     for module, below in allowed.items():
         tree = ast.parse(inspect.getsource(module))
         imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -69,7 +76,7 @@ def test_names_of_weights_that_ship():
     assert named == dict.fromkeys(["inception_mnist", "residual_mnist", "simple_cnn"], ("mnist",))
     for name in named:
         assert describe_weights(shipped_weights(name, "mnist"))["model"] == name
-        assert options_of(name, "mnist") == {"num_classes": 10}
+        assert open_weights(name, "mnist").options == {"num_classes": 10}
     assert shipped_weights("vgg_cifar10", "mnist") is None
     loaded = load_weights(create_model("simple_cnn"), "mnist")
     assert loaded.fastcnn_info.weights == "shipped: mnist"
@@ -82,7 +89,10 @@ def test_a_folder_of_the_same_name_does_not_hide_them(tmp_path, monkeypatch):
 
 
 def test_unknown_names():
-    with pytest.raises(WeightsError, match="torchvision publishes no weights for simple_cnn, so 'minst' means nothing here: give 'mnist', which"):
+    with pytest.raises(
+        WeightsError,
+        match="for simple_cnn, so 'minst' means nothing here, and there is no such file: give 'mnist', which",
+    ):
         create_model("simple_cnn", "minst")
-    with pytest.raises(WeightsError, match="so 'mnist' means nothing here: give a file"):
+    with pytest.raises(WeightsError, match="so 'mnist' means nothing here, and there is no such file: give a file"):
         create_model("vgg_cifar10", "mnist")

@@ -95,7 +95,9 @@ def test_info():
     assert info.name == "inception_v3"
     assert info.options == {"num_classes": 5, "aux_logits": True, "transform_input": False, "dropout": 0.2}
     assert info.weights == "random (seed 3), scaled so that no layer inflates its signal"
-    assert (info.input_size, info.mean, info.std) == ((3, 299, 299), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (info.input_size, info.mean, info.std) == ((3, 299, 299), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    transformed = create_model("inception_v3", transform_input=True).fastcnn_info
+    assert (transformed.mean, transformed.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert info.categories is None
     again = create_model(info.name, seed=3, **info.options)
     assert state_dict_sha256(again.state_dict()) == state_dict_sha256(model.state_dict())

@@ -118,7 +118,8 @@ class TestTrunk:
     """The real ImageNet trunk of Inception-v3, without classifier and auxiliary head."""
 
     def test_what_it_lacks_is_named(self, shared_dir):
-        with pytest.raises(WeightsError, match=r"does not fit inception_v3: 14 keys missing \(AuxLogits\.\*, fc\.weight, fc\.bias\)"):
+        """Not the auxiliary head: a model built for the file goes without."""
+        with pytest.raises(WeightsError, match=r"does not fit inception_v3: 2 keys missing \(fc\.weight, fc\.bias\)"):
             create_model("inception_v3", shared_dir / "weights" / TRUNK)
 
     def test_it_loads_where_that_is_allowed(self, shared_dir):
@@ -162,9 +163,13 @@ class TestTorchvisionNames:
         assert len(info.categories) == 1000
         assert info.categories[0] == "tench"
 
-    def test_the_caller_has_the_last_word_on_transform_input(self, published):
+    def test_the_caller_has_the_last_word_on_transform_input(self, published, caplog):
         model = create_model("inception_v3", "DEFAULT", transform_input=False)
         assert model.fastcnn_info.options["transform_input"] is model.transform_input is False
+        # What they expect then reaches them through the recorded normalisation.
+        assert model.fastcnn_info.mean == pytest.approx((0.5, 0.5, 0.5))
+        assert model.fastcnn_info.std == pytest.approx((0.5, 0.5, 0.5))
+        assert not caplog.records
 
     def test_googlenet(self, published):
         model = create_model("googlenet", "IMAGENET1K_V1", aux_logits=False)
@@ -172,8 +177,9 @@ class TestTorchvisionNames:
         assert model.aux1 is None
 
     def test_loading_them_into_a_model_that_was_built_otherwise_is_logged(self, published, caplog):
-        load_weights(create_model("inception_v3"), "DEFAULT")
+        model = load_weights(create_model("inception_v3"), "DEFAULT")
         assert "expects transform_input=True" in caplog.text
+        assert model.fastcnn_info.mean == pytest.approx((0.5, 0.5, 0.5))
 
     def test_another_number_of_classes(self, published):
         with pytest.raises(WeightsError, match=r"fc\.weight \(1000, 512\), the model has \(10, 512\)"):
@@ -184,7 +190,7 @@ class TestTorchvisionNames:
             UnknownNameError, match=r"unknown weights of resnet50 'IMAGENET1K_V3': did you mean IMAGENET1K_V[12] or IMAGENET1K_V[12] or"
         ):
             create_model("resnet50", "IMAGENET1K_V3")
-        with pytest.raises(UnknownNameError, match=r"'best': known: IMAGENET1K_V1, DEFAULT; a weight file ends in \.safetensors, \.pth, \.pt"):
+        with pytest.raises(UnknownNameError, match=r"'best': known: IMAGENET1K_V1, DEFAULT, and there is no such file"):
             create_model("resnet18", "best")
 
     def test_name_of_another_model(self):
@@ -193,7 +199,9 @@ class TestTorchvisionNames:
 
     @pytest.mark.parametrize("name", ["simple_cnn", "inception_v4"])
     def test_model_without_published_weights(self, name):
-        with pytest.raises(WeightsError, match=f"torchvision publishes no weights for {name}, so 'DEFAULT' means nothing here"):
+        with pytest.raises(
+            WeightsError, match=f"torchvision publishes no weights for {name}, so 'DEFAULT' means nothing here, and there is no such file"
+        ):
             create_model(name, "DEFAULT")
 
     def test_failed_download(self, monkeypatch):
@@ -239,7 +247,7 @@ def test_files_that_are_no_weights(tmp_path):
     assert message(tmp_path / "absent.pth") == f"weight file {tmp_path / 'absent.pth'} does not exist"
     assert message(tmp_path) == f"weight file {tmp_path} is not a file"
     (tmp_path / "w.onnx").write_bytes(b"0")
-    assert message(tmp_path / "w.onnx").endswith("must end in .safetensors, .pth, .pt: the ending says how to read it")
+    assert message(tmp_path / "w.onnx").endswith("damaged: it begins with b'0', as neither safetensors nor a PyTorch checkpoint does")
     torch.save(create_model("simple_cnn"), tmp_path / "whole.pth")
     assert "holds Python objects, not only tensors, and is not unpickled" in message(tmp_path / "whole.pth")
     torch.save([1, 2], tmp_path / "list.pth")
@@ -280,7 +288,9 @@ def test_wrong_shapes(tmp_path):
         create_model("simple_cnn", path)
     assert str(raised.value) == (
         f"{path} does not fit simple_cnn: 2 keys of the wrong shape (fc.weight (7, 320), the model has (10, 320); fc.bias (7,), the model has (10,))"
+        "; num_classes=7 (--num-classes 7) fits"
     )
+    assert create_model("simple_cnn", path, num_classes=7).fastcnn_info.options == {"num_classes": 7}
 
 
 def test_integer_weights_are_refused(tmp_path):

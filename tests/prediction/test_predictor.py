@@ -176,3 +176,13 @@ def test_what_cannot_predict_is_one_clear_line(tmp_path: Path, onnx_file: Path) 
 def test_no_pictures_give_no_rows(onnx_file: Path) -> None:
     assert load_predictor(onnx_file).run([]).shape[0] == 0
     json.dumps(load_predictor(onnx_file).preprocessing.to_dict())
+
+
+def test_options_of_a_model(tmp_path):
+    torch.save(create_model("simple_cnn", num_classes=4).state_dict(), tmp_path / "w.pth")
+    predictor = load_predictor("simple_cnn", weights=str(tmp_path / "w.pth"), backend="reference", options={"num_classes": 4})
+    assert predictor.run([predictor.prepare(DIGIT)]).shape == (1, 4)
+    with pytest.raises(RequestError, match="num_classes cannot be chosen here: SimpleCNN is a finished model"):
+        load_predictor(create_model("simple_cnn"), options={"num_classes": 4})
+    with pytest.raises(RequestError, match=r"num_classes cannot be chosen here: .*m\.onnx is a finished model"):
+        load_predictor(tmp_path / "m.onnx", options={"num_classes": 4})
