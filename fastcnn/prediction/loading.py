@@ -44,14 +44,15 @@ def load_predictor(
         RequestError: no such file or model, an option that does not apply, or a source that does not say how pictures become its input.
         FileFormatError: a file that fastcnn did not write, or a damaged one.
     """
-    path = Path(source) if isinstance(source, (str, Path)) else None
-    named = path is not None and not (path.is_file() or path.suffix in _SUFFIXES or len(path.parts) > 1)
+    named = isinstance(source, (str, Path)) and not _is_path(Path(source))
     if options and not named:
-        raise RequestError(f"{', '.join(options)} cannot be chosen here: {path or type(source).__name__} is a finished model, not the name of one")
-    if path is None or not isinstance(source, (str, Path)):
+        what = source if isinstance(source, (str, Path)) else type(source).__name__
+        raise RequestError(f"{', '.join(options)} cannot be chosen here: {what} is a finished model, not the name of one")
+    if not isinstance(source, (str, Path)):
         from fastcnn.prediction.modules import of_module
 
         return of_module(source, backend, preprocessing, categories)
+    path = Path(source)
     if not named:
         if weights is not None:
             raise RequestError(f"{path} holds its weights already: give the name of a model to load others into")
@@ -71,6 +72,11 @@ def load_predictor(
     from fastcnn.prediction.modules import of_module
 
     return of_module(create_model(str(source), weights, seed=seed, **(options or {})), backend, preprocessing, categories)
+
+
+def _is_path(path: Path) -> bool:
+    """Whether what was given means a file, there or not, and no name of a model."""
+    return path.is_file() or path.suffix in _SUFFIXES or len(path.parts) > 1
 
 
 def _of_exported(path: Path, backend: str | None, preprocessing: Preprocessing | None, categories: Sequence[str] | None) -> Predictor:
