@@ -27,6 +27,8 @@ _SHEET_PICTURES = 64
 
 
 class Split(StrEnum):
+    """What `--split` takes."""
+
     train = "train"
     validation = "validation"
     test = "test"
