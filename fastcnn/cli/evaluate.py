@@ -163,7 +163,10 @@ def _to_dict(
     answer: dict[str, Any] = {
         "dataset": dataset,
         "part": pictures.name,
-        "results": [{"source": result.source, "runtime": result.runtime, **result.metrics.to_dict()} for result in results.values()],
+        "results": [
+            {"source": result.source, "runtime": result.runtime, "counted_by": result.counted_by, **result.metrics.to_dict()}
+            for result in results.values()
+        ],
     }
     if compare is not None and differing is not None:
         answer["compare"] = {
