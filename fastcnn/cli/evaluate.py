@@ -44,6 +44,8 @@ _SHEET_PICTURES = 64
 
 
 class Split(StrEnum):
+    """What `--split` takes."""
+
     train = "train"
     validation = "validation"
     test = "test"
@@ -177,7 +179,10 @@ def _to_dict(
     answer: dict[str, Any] = {
         "dataset": dataset,
         "part": pictures.name,
-        "results": [{"source": result.source, "runtime": result.runtime, **result.metrics.to_dict()} for result in results.values()],
+        "results": [
+            {"source": result.source, "runtime": result.runtime, "counted_by": result.counted_by, **result.metrics.to_dict()}
+            for result in results.values()
+        ],
     }
     if compare is not None and differing is not None:
         answer["compare"] = {

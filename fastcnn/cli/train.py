@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 
 class Schedule(StrEnum):
+    """What `--schedule` takes."""
+
     constant = "constant"
     cosine = "cosine"
 
@@ -75,6 +77,7 @@ def train(
     recipe = _recipe({name: value for name, value in given.items() if value is not None}, folder if resume else None)
     import torch
 
+    from fastcnn.training.setup import RunSettings
     from fastcnn.training.setup import train as run
 
     if device is Device.cuda and not torch.cuda.is_available():
@@ -91,12 +94,14 @@ def train(
                 folder,
                 recipe,
                 weights=weights,
-                device=device.value,
-                autocast=autocast and device is Device.cuda,
-                workers=default_workers() if workers is None else workers,
-                download=download,
-                resume=resume,
-                force=force,
+                settings=RunSettings(
+                    device=device.value,
+                    autocast=autocast and device is Device.cuda,
+                    workers=default_workers() if workers is None else workers,
+                    download=download,
+                    resume=resume,
+                    force=force,
+                ),
                 progress=_Progress(title, recipe.epochs, advance),
             )
         except KeyboardInterrupt:

@@ -59,14 +59,17 @@ class PicturesInMemory(Pictures):
         self.pixels = pixels
 
     def batches(self, order: Tensor, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+        """See `Pictures.batches`; nothing is decoded, and `workers` are not needed."""
         order = order.to(self.pixels.device)
         for part in order.split(batch_size) if order.numel() else ():
             yield self.pixels[part], self.labels[part]
 
     def where(self, index: int) -> str:
+        """The name of the set and the picture's number."""
         return f"{self.name} {index}"
 
     def to(self, device: torch.device) -> PicturesInMemory:
+        """The same pictures and labels on a device."""
         return PicturesInMemory(self.name, self.pixels.to(device), self.labels.to(device), self.classes)
 
 
@@ -92,6 +95,7 @@ class PicturesOnDemand(Pictures):
         self._open, self._to_pixels, self._names = open_picture, to_pixels, names
 
     def batches(self, order: Tensor, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+        """See `Pictures.batches`; `workers` processes open and decode ahead."""
         loader = DataLoader(
             _Decoded(self, order.tolist()),
             batch_size,
@@ -106,6 +110,7 @@ class PicturesOnDemand(Pictures):
             yield batch
 
     def where(self, index: int) -> str:
+        """The picture's name; the name of the set and its number where it has none."""
         return self._names[index] if self._names is not None else f"{self.name} {index}"
 
     def open(self, index: int) -> Image.Image:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from fastcnn.evaluation.figures import Disagreement
 from fastcnn.evaluation.metrics import Metrics, Tally
 from fastcnn.prediction.loading import load_predictor
 from fastcnn.prediction.predictor import Predictor
+
+_log = logging.getLogger(__name__)
 
 # What may follow the name of a model or file: `simple_cnn@onnxruntime`.
 _AFTER_AT = ("reference", *BACKENDS)
@@ -38,6 +41,8 @@ class Evaluation:
         runtime: what ran it.
         answers: (N,) int64, the best class of each picture of `indices`, numbered as the dataset does.
         indices: (N,) int64, which pictures.
+        counted_by: "name" where the candidate's class names are the dataset's, in any order; "position" where it has others
+            or none, and its first output counts as the dataset's first class.
     """
 
     source: str
@@ -45,6 +50,7 @@ class Evaluation:
     metrics: Metrics
     answers: Tensor
     indices: Tensor
+    counted_by: Literal["name", "position"]
 
 
 def load_candidate(
@@ -105,6 +111,7 @@ def evaluate(
     values = math.prod(predictor.preprocessing.output_shape)
     size = batch_size or predictor.batch_size or max(1, min(_BATCH, _BATCH_VALUES // values))
     order = class_order(predictor.categories, pictures.classes)
+    counted_by = _counted_by(source or predictor.name, predictor.categories, pictures)
     tally, answers = Tally(pictures.classes), []
     done = 0
     for batch, labels in _batches(predictor, pictures, indices, size, workers):
@@ -117,7 +124,7 @@ def evaluate(
         done += len(labels)
         if progress is not None:
             progress(done, len(indices))
-    return Evaluation(source or predictor.name, predictor.runtime, tally.metrics(), torch.cat(answers), indices)
+    return Evaluation(source or predictor.name, predictor.runtime, tally.metrics(), torch.cat(answers), indices, counted_by)
 
 
 def spaced(count: int, limit: int | None) -> Tensor:
@@ -133,6 +140,23 @@ def class_order(categories: Sequence[str] | None, classes: Sequence[str]) -> lis
         return None
     position = {name: index for index, name in enumerate(categories)}
     return [position[name] for name in classes]
+
+
+def _counted_by(source: str, categories: Sequence[str] | None, pictures: Pictures) -> Literal["name", "position"]:
+    """How outputs find their class; says so where there are names, and they do not tell."""
+    if categories is None:
+        return "position"
+    if sorted(categories) == sorted(pictures.classes) and (len(set(categories)) == len(categories) or tuple(categories) == pictures.classes):
+        return "name"
+    _log.info(
+        "%s names its classes otherwise than %s (%s; %s): they are counted by position, the first output as the first class",
+        *(source, pictures.name, _first_of(categories), _first_of(pictures.classes)),
+    )
+    return "position"
+
+
+def _first_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def disagreements(first: Evaluation, second: Evaluation, pictures: Pictures, *, drawn: int = 0) -> list[Disagreement]:

@@ -26,10 +26,12 @@ class ClassMetrics:
 
     @property
     def precision(self) -> float | None:
+        """Of the pictures that were taken for the class, the share that is of it."""
         return self.correct / self.predicted if self.predicted else None
 
     @property
     def recall(self) -> float | None:
+        """Of the pictures of the class, the share that was taken for it."""
         return self.correct / self.pictures if self.pictures else None
 
 
@@ -55,10 +57,12 @@ class Metrics:
 
     @property
     def top1(self) -> float:
+        """Share of pictures whose best class is right, 0 to 1."""
         return self.correct / self.pictures
 
     @property
     def top5(self) -> float:
+        """Share of pictures whose right class is among the five best, 0 to 1."""
         return self.correct_top5 / self.pictures
 
     def per_class(self) -> list[ClassMetrics]:

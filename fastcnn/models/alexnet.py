@@ -49,6 +49,7 @@ class AlexNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, num_classes)."""
         check_input(x, "AlexNet", min_size=63)
         x = self.features(x)  # N x 256 x 6 x 6
         x = self.avgpool(x).flatten(1)  # N x 9216

@@ -38,6 +38,7 @@ class DenseLayer(nn.Module):
         self.drop_rate = drop_rate
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, growth_rate, H, W)."""
         x = self.conv1(self.relu1(self.norm1(x)))
         x = self.conv2(self.relu2(self.norm2(x)))
         return F.dropout(x, self.drop_rate, self.training) if self.drop_rate > 0 else x
@@ -50,6 +51,7 @@ class DenseBlock(nn.ModuleDict):
         super().__init__({f"denselayer{i + 1}": DenseLayer(in_channels + i * growth_rate, growth_rate, drop_rate) for i in range(depth)})
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, in_channels + depth growth_rate, H, W)."""
         features = [x]
         for layer in self.values():
             features.append(layer(torch.cat(features, 1)))
@@ -110,6 +112,7 @@ class DenseNet(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, num_classes)."""
         check_input(x, "DenseNet", min_size=29)
         x = F.relu(self.features(x), inplace=True)  # N x 1024 x 7 x 7
         x = F.adaptive_avg_pool2d(x, (1, 1)).flatten(1)  # N x 1024

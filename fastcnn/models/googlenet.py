@@ -42,6 +42,7 @@ class Inception(nn.Module):
         self.branch4 = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1, ceil_mode=True), ConvBNReLU(in_channels, c4, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, c1 + c2[1] + c3[1] + c4, H, W)."""
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
 
 
@@ -56,6 +57,7 @@ class InceptionAux(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, 14, 14) -> (N, num_classes)."""
         x = F.adaptive_avg_pool2d(x, (4, 4))  # N x in_channels x 4 x 4
         x = self.conv(x).flatten(1)  # N x 2048
         x = F.relu(self.fc1(x), inplace=True)  # N x 1024
@@ -115,6 +117,7 @@ class GoogLeNet(nn.Module):
         init_inception_weights(self, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor | GoogLeNetOutputs:
+        """(N, 3, H, W) -> logits (N, num_classes), in training mode with those of the auxiliary heads."""
         check_input(x, "GoogLeNet", min_size=15)
         if self.transform_input:
             x = imagenet_to_unit_range(x)

@@ -34,6 +34,7 @@ class Inception(nn.Module):
         self.b4_2 = nn.Conv2d(in_channels, c4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, c1 + c2[1] + c3[1] + c4, H, W)."""
         branch1 = F.relu(self.b1_1(x))
         branch2 = F.relu(self.b2_2(F.relu(self.b2_1(x))))
         branch3 = F.relu(self.b3_2(F.relu(self.b3_1(x))))
@@ -50,6 +51,7 @@ class InceptionAux(nn.Module):
         self.fc = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Dropout(dropout), nn.Linear(1024, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, 2, 2) -> (N, num_classes)."""
         x = self.conv(x).flatten(1)  # N x 512
         return self.fc(x)
 
@@ -108,6 +110,7 @@ class GoogLeNetCIFAR10(nn.Module):
         self.fc = nn.Linear(1024, num_classes)
 
     def forward(self, x: Tensor) -> Tensor | GoogLeNetOutputs:
+        """(N, 3, 32, 32) -> logits (N, num_classes), in training mode with those of the auxiliary heads."""
         check_input(x, "googlenet_cifar10", size=32)
         x = self.stem(x)  # N x 192 x 4 x 4
         x = self.inception3a_to_4a(x)  # N x 512 x 2 x 2

@@ -29,6 +29,7 @@ class InceptionA(nn.Module):
         self.branch_pool = nn.Conv2d(in_channels, 24, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, 88, H, W)."""
         branch1x1 = self.branch1x1(x)
         branch5x5 = self.branch5x5_2(self.branch5x5_1(x))
         branch3x3 = self.branch3x3_3(self.branch3x3_2(self.branch3x3_1(x)))
@@ -52,6 +53,7 @@ class InceptionMNIST(nn.Module):
         self.fc = nn.Linear(1408, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, 28, 28) -> logits (N, num_classes)."""
         check_input(x, "inception_mnist", channels=1, size=28)
         # N x 1 x 28 x 28
         x = F.relu(self.pool(self.conv1(x)))  # N x 10 x 12 x 12

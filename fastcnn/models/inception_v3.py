@@ -50,6 +50,7 @@ class InceptionA(nn.Module):
         self.branch_pool = ConvBNReLU(in_channels, pool_features, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, 224 + pool_features, H, W)."""
         branch1x1 = self.branch1x1(x)
         branch5x5 = self.branch5x5_2(self.branch5x5_1(x))
         branch3x3dbl = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
@@ -68,6 +69,7 @@ class InceptionB(nn.Module):
         self.branch3x3dbl_3 = ConvBNReLU(96, 96, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, 480 + in_channels, (H-1)//2, (W-1)//2)."""
         branch3x3 = self.branch3x3(x)
         branch3x3dbl = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         branch_pool = F.max_pool2d(x, kernel_size=3, stride=2)
@@ -92,6 +94,7 @@ class InceptionC(nn.Module):
         self.branch_pool = ConvBNReLU(in_channels, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, 768, H, W)."""
         branch1x1 = self.branch1x1(x)
         branch7x7 = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         branch7x7dbl = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
@@ -113,6 +116,7 @@ class InceptionD(nn.Module):
         self.branch7x7x3_4 = ConvBNReLU(192, 192, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, 512 + in_channels, (H-1)//2, (W-1)//2)."""
         branch3x3 = self.branch3x3_2(self.branch3x3_1(x))
         branch7x7x3 = self.branch7x7x3_2(self.branch7x7x3_1(x))
         branch7x7x3 = self.branch7x7x3_4(self.branch7x7x3_3(branch7x7x3))
@@ -136,6 +140,7 @@ class InceptionE(nn.Module):
         self.branch_pool = ConvBNReLU(in_channels, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, 2048, H, W)."""
         branch1x1 = self.branch1x1(x)
         stem = self.branch3x3_1(x)
         branch3x3 = torch.cat([self.branch3x3_2a(stem), self.branch3x3_2b(stem)], 1)
@@ -155,6 +160,7 @@ class InceptionAux(nn.Module):
         self.fc = nn.Linear(768, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, 17, 17) -> (N, num_classes)."""
         x = F.avg_pool2d(x, kernel_size=5, stride=3)  # N x 768 x 5 x 5
         x = self.conv0(x)  # N x 128 x 5 x 5
         x = self.conv1(x)  # N x 768 x 1 x 1
@@ -212,6 +218,7 @@ class InceptionV3(nn.Module):
             nn.init.normal_(self.AuxLogits.fc.weight, std=0.001)
 
     def forward(self, x: Tensor) -> Tensor | InceptionOutputs:
+        """(N, 3, H, W) -> logits (N, num_classes), in training mode with those of the auxiliary head."""
         with_aux = self.training and self.AuxLogits is not None
         check_input(x, "Inception-v3", min_size=AUX_MIN_SIZE if with_aux else 75)
         if self.transform_input:

@@ -29,6 +29,7 @@ class Mixed3a(nn.Module):
         self.conv = ConvBNReLU(64, 96, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 64, H, W) -> (N, 160, (H-1)//2, (W-1)//2)."""
         return torch.cat([self.maxpool(x), self.conv(x)], 1)
 
 
@@ -41,6 +42,7 @@ class Mixed5a(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 192, H, W) -> (N, 384, (H-1)//2, (W-1)//2)."""
         return torch.cat([self.conv(x), self.maxpool(x)], 1)
 
 
@@ -53,6 +55,7 @@ class Branches(nn.Module):
             self.add_module(f"branch{index}", branch)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> the outputs of all branches, (N, sum of their channels, H', W')."""
         return torch.cat([branch(x) for branch in self.children()], 1)
 
 
@@ -145,6 +148,7 @@ class InceptionC(nn.Module):
         self.branch3 = nn.Sequential(_average_pool_3x3(), ConvBNReLU(1536, 256, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 1536, H, W) -> (N, 1536, H, W)."""
         branch0 = self.branch0(x)
         stem1 = self.branch1_0(x)
         branch1 = torch.cat([self.branch1_1a(stem1), self.branch1_1b(stem1)], 1)
@@ -180,6 +184,7 @@ class InceptionV4(nn.Module):
         self.last_linear = nn.Linear(1536, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, num_classes)."""
         check_input(x, "Inception-v4", min_size=75)
         x = self.features(x)  # N x 1536 x 8 x 8
         x = self.global_pool(x).flatten(1)  # N x 1536

@@ -33,6 +33,7 @@ class ConvBNReLU(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=INCEPTION_BN_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H', W')."""
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 

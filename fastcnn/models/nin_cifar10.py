@@ -34,6 +34,7 @@ class NiNCIFAR10(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 32, 32) -> logits (N, num_classes)."""
         check_input(x, "nin_cifar10", min_size=15)
         return self.features(x)
 

@@ -37,6 +37,7 @@ class PreActBasicBlock(nn.Module):
         self.downsample = projection_shortcut(in_channels, channels * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, channels, H/stride, W/stride)."""
         activated = x if self.bn1 is None else self.relu(self.bn1(x))
         out = self.conv1(activated)
         out = self.conv2(self.relu(self.bn2(out)))
@@ -65,6 +66,7 @@ class PreActBottleneck(nn.Module):
         self.downsample = projection_shortcut(in_channels, channels * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, 4 channels, H/stride, W/stride)."""
         activated = x if self.bn1 is None else self.relu(self.bn1(x))
         out = self.conv1(activated)
         out = self.conv2(self.relu(self.bn2(out)))
@@ -110,6 +112,7 @@ class PreActResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, num_classes)."""
         check_input(x, "PreActResNet")
         # N x 3 x 224 x 224
         x = self.relu(self.bn1(self.conv1(x)))  # N x 64 x 112 x 112

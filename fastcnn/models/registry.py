@@ -129,21 +129,19 @@ def _add(spec: ModelSpec) -> None:
     _SPECS[spec.name] = spec
 
 
-def _add_imagenet(
-    name: str,
-    module: str,
-    description: str,
-    paper: str,
-    weights: str | None,
-    *,
-    size: int = 224,
-    resize: int = 256,
-    interpolation: str = "bilinear",
-    normalisation: tuple[Triple, Triple] = _IMAGENET,
-) -> None:
+def _imagenet_input(
+    size: int = 224, resize: int = 256, interpolation: str = "bilinear", normalisation: tuple[Triple, Triple] = _IMAGENET
+) -> Preprocessing:
     mean, std = normalisation
-    preprocessing = Preprocessing("RGB", resize, (size, size), interpolation, mean=mean, std=std)
-    _add(ModelSpec(name, f"fastcnn.models.{module}:{name}", (3, size, size), "imagenet", 1000, description, paper, preprocessing, weights))
+    return Preprocessing("RGB", resize, (size, size), interpolation, mean=mean, std=std)
+
+
+_USUAL_INPUT = _imagenet_input()
+
+
+def _add_imagenet(name: str, module: str, description: str, paper: str, weights: str | None, preprocessing: Preprocessing = _USUAL_INPUT) -> None:
+    builder, shape = f"fastcnn.models.{module}:{name}", preprocessing.output_shape
+    _add(ModelSpec(name, builder, shape, "imagenet", 1000, description, paper, preprocessing, weights))
 
 
 def _add_small(name: str, description: str, paper: str, normalisation: tuple[Stats, Stats]) -> None:
@@ -167,16 +165,14 @@ def _fill_table() -> None:
         "googlenet", "googlenet", "GoogLeNet with BatchNorm, two auxiliary heads", "Szegedy et al. 2015, arXiv:1409.4842", "GoogLeNet_Weights"
     )
     paper = "Szegedy et al. 2016, arXiv:1512.00567"
-    _add_imagenet("inception_v3", "inception_v3", "Inception-v3, one auxiliary head", paper, "Inception_V3_Weights", size=299, resize=342)
+    _add_imagenet("inception_v3", "inception_v3", "Inception-v3, one auxiliary head", paper, "Inception_V3_Weights", _imagenet_input(299, 342))
     # No torchvision twin; the weights that timm publishes take input in [-1, 1], and were evaluated on a crop of 87.5 %, bicubic.
     paper = "Szegedy et al. 2017, arXiv:1602.07261"
-    _add_imagenet(
-        "inception_v4", "inception_v4", "Inception-v4", paper, None, size=299, resize=341, interpolation="bicubic", normalisation=_UNIT_RANGE
-    )
+    _add_imagenet("inception_v4", "inception_v4", "Inception-v4", paper, None, _imagenet_input(299, 341, "bicubic", _UNIT_RANGE))
     for depth in (18, 34, 50, 101, 152):
         # From 50 layers on, torchvision's default weights are its second set, evaluated after a resize to 232.
-        resize = 256 if depth < 50 else 232
-        _add_imagenet(f"resnet{depth}", "resnet", f"ResNet-{depth}", "He et al. 2016, arXiv:1512.03385", f"ResNet{depth}_Weights", resize=resize)
+        picture = _imagenet_input(resize=256 if depth < 50 else 232)
+        _add_imagenet(f"resnet{depth}", "resnet", f"ResNet-{depth}", "He et al. 2016, arXiv:1512.03385", f"ResNet{depth}_Weights", picture)
         _add_imagenet(f"preact_resnet{depth}", "preact_resnet", f"ResNet-{depth} with pre-activation", "He et al. 2016b, arXiv:1603.05027", None)
     for depth in (121, 161, 169, 201):
         _add_imagenet(f"densenet{depth}", "densenet", f"DenseNet-{depth}", "Huang et al. 2017, arXiv:1608.06993", f"DenseNet{depth}_Weights")

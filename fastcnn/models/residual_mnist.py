@@ -24,6 +24,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) -> the same shape."""
         return F.relu(x + self.conv2(F.relu(self.conv1(x))))
 
 
@@ -43,6 +44,7 @@ class ResidualMNIST(nn.Module):
         self.fc = nn.Linear(512, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, 28, 28) -> logits (N, num_classes)."""
         check_input(x, "residual_mnist", channels=1, size=28)
         # N x 1 x 28 x 28
         x = self.pool(F.relu(self.conv1(x)))  # N x 16 x 12 x 12

@@ -33,6 +33,7 @@ class BasicBlock(nn.Module):
         self.downsample = projection_shortcut(in_channels, channels * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, channels, H/stride, W/stride)."""
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         out += x if self.downsample is None else self.downsample(x)
@@ -57,6 +58,7 @@ class Bottleneck(nn.Module):
         self.downsample = projection_shortcut(in_channels, channels * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, 4 channels, H/stride, W/stride)."""
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -106,6 +108,7 @@ class ResNet(nn.Module):
                 nn.init.zeros_(module.get_submodule(module.branch_end).weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, num_classes)."""
         check_input(x, "ResNet")
         # N x 3 x 224 x 224
         x = self.relu(self.bn1(self.conv1(x)))  # N x 64 x 112 x 112

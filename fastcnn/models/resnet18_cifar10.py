@@ -28,6 +28,7 @@ class Residual(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, channels, H/stride, W/stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         out += x if self.conv3 is None else self.conv3(x)
@@ -50,6 +51,7 @@ class ResNet18CIFAR10(nn.Module):
         self.last = nn.Sequential(nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(), nn.Linear(512, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, num_classes)."""
         check_input(x, "resnet18_cifar10")
         # N x 3 x 32 x 32
         x = self.stem(x)  # N x 64 x 8 x 8

@@ -26,6 +26,7 @@ class SimpleCNN(nn.Module):
         self.fc = nn.Linear(320, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, 28, 28) -> logits (N, num_classes)."""
         check_input(x, "simple_cnn", channels=1, size=28)
         # N x 1 x 28 x 28
         x = F.relu(self.pool(self.conv1(x)))  # N x 10 x 12 x 12

@@ -24,6 +24,7 @@ class Fire(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, 2 expand, H, W)."""
         x = self.relu(self.squeeze(x))
         return torch.cat([self.relu(self.expand1x1(x)), self.relu(self.expand3x3(x))], 1)
 
@@ -48,6 +49,7 @@ class SqueezeNet(nn.Module):
         nn.init.normal_(classifier.weight, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, num_classes)."""
         check_input(x, "SqueezeNet", min_size=self.min_size)
         x = self.features(x)  # N x 512 x 13 x 13
         x = self.classifier(x)  # N x num_classes x 1 x 1

@@ -39,6 +39,7 @@ class VGGCIFAR10(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 32, 32) -> logits (N, num_classes)."""
         check_input(x, "vgg_cifar10", size=32)
         # N x 3 x 32 x 32
         x = self.features(x)  # N x 512 x 1 x 1; each block halves the grid

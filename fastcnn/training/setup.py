@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,25 @@ from fastcnn.training.trainer import CHECKPOINT, Parts, Progress, Trainer, Train
 _MOST_VALIDATION = 5000
 
 
+@dataclass(frozen=True)
+class RunSettings:
+    """How a run is carried out; what it learns is the recipe's.
+
+    Attributes:
+        device, autocast, workers: see `Trainer`.
+        download: see `open_dataset`.
+        resume: go on from the checkpoint in the folder, which must belong to the same run.
+        force: start again where the folder holds a checkpoint.
+    """
+
+    device: str | torch.device = "cpu"
+    autocast: bool = False
+    workers: int = 0
+    download: bool = False
+    resume: bool = False
+    force: bool = False
+
+
 def train(
     model: str,
     dataset: str,
@@ -29,12 +48,7 @@ def train(
     recipe: Recipe | None = None,
     *,
     weights: str | os.PathLike[str] | None = None,
-    device: str | torch.device = "cpu",
-    autocast: bool = False,
-    workers: int = 0,
-    download: bool = False,
-    resume: bool = False,
-    force: bool = False,
+    settings: RunSettings = RunSettings(),
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train a reference model on a dataset.
@@ -43,13 +57,11 @@ def train(
 
     Args:
         model: one of `list_models()`; it gets as many classes as the dataset has.
-        dataset, data, download: see `open_dataset`.
+        dataset, data: see `open_dataset`.
         folder: what the run leaves goes there: the best weights as MODEL.safetensors, history.csv, curves.png, checkpoint.pt. Made if missing.
         recipe: how to train; the defaults of `Recipe`.
         weights: to start from, as in `create_model`; they must have the dataset's number of classes.
-        device, autocast, workers: see `Trainer`.
-        resume: go on from the checkpoint in `folder`, which must belong to the same run.
-        force: start again where `folder` holds a checkpoint.
+        settings: where and how it runs.
         progress: hears how far the run is.
 
     Raises:
@@ -58,10 +70,10 @@ def train(
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     recipe, folder, spec = recipe or Recipe(), Path(folder), model_spec(model)
-    _check_folder(folder, resume, force)
+    _check_folder(folder, settings)
     network = None if weights is None else create_model(model, weights)
     info: Any = spec if network is None else network.fastcnn_info
-    recipe, parts = _open_parts(dataset, data, info.preprocessing, recipe, download)
+    recipe, parts = _open_parts(dataset, data, info.preprocessing, recipe, settings.download)
     count = len(parts.train.classes)
     if network is None:
         network = create_untrained_model(model, seed=recipe.seed, num_classes=count)
@@ -69,8 +81,9 @@ def train(
         raise RequestError(f"{parts.train.name} has {count} classes, and the weights {weights} another number of them")
     folder.mkdir(parents=True, exist_ok=True)
     remove_drafts(folder)
-    trainer = Trainer(network, recipe, parts, dataset, folder, device=torch.device(device), autocast=autocast, workers=workers)
-    if resume:
+    device = torch.device(settings.device)
+    trainer = Trainer(network, recipe, parts, dataset, folder, device=device, autocast=settings.autocast, workers=settings.workers)
+    if settings.resume:
         trainer.resume()
     try:
         return trainer.run(progress)
@@ -78,12 +91,12 @@ def train(
         raise RequestError(f"{device} has too little memory for batches of {recipe.batch_size}: give a smaller batch size") from error
 
 
-def _check_folder(folder: Path, resume: bool, force: bool) -> None:
+def _check_folder(folder: Path, settings: RunSettings) -> None:
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"{folder} is a file: name a folder for what the run leaves")
-    if (folder / CHECKPOINT).exists() and not resume and not force:
+    if (folder / CHECKPOINT).exists() and not settings.resume and not settings.force:
         raise RequestError(f"{folder} holds a checkpoint: --resume goes on from it, --force starts again")
-    if resume and not (folder / CHECKPOINT).exists():
+    if settings.resume and not (folder / CHECKPOINT).exists():
         raise RequestError(f"there is no checkpoint in {folder} to resume from")
 
 

@@ -123,6 +123,7 @@ class Trainer:
 
     @property
     def weights_path(self) -> Path:
+        """Where the best weights go: MODEL.safetensors in the folder."""
         return self.folder / f"{self.info.name}.safetensors"
 
     # -- the run -------------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ def test_json_of_several_and_a_comparison(evaluate, tmp_path):
     assert [row["source"] for row in answer["results"]] == ["simple_cnn@torch", "other.onnx"]
     assert [row["runtime"] for row in answer["results"]] == ["torch", "onnxruntime"]
     assert [row["pictures"] for row in answer["results"]] == [60, 60]
+    assert [row["counted_by"] for row in answer["results"]] == ["position", "position"]
     assert 0 <= answer["results"][0]["top1"] <= answer["results"][0]["top5"] <= 1
     assert sum(map(sum, answer["results"][0]["confusion"])) == 60
     compared = answer["compare"]
@@ -53,6 +54,17 @@ def test_json_of_several_and_a_comparison(evaluate, tmp_path):
     same = evaluate("--compare", "simple_cnn", "simple_cnn@torch", "--weights", "mnist")
     assert same.exit_code == 0, same.stderr
     assert "0 of 100 pictures" in same.stdout
+
+
+def test_labels_that_match_no_class(cli, evaluate, tmp_path):
+    (tmp_path / "labels.txt").write_text("\n".join("abcdefghij"))
+    assert cli("export", "simple_cnn", "-o", "named.onnx", "--weights", "mnist", "--labels", "labels.txt").exit_code == 0
+    named = evaluate("named.onnx", "--json")
+    assert "note: named.onnx names its classes otherwise than mnist test (a, b, c, …; 0, 1, 2, …): they are counted by position" in named.stderr
+    assert json.loads(named.stdout)["results"][0]["counted_by"] == "position"
+    own = evaluate("simple_cnn", "--weights", "mnist", "--json")
+    assert own.stderr == ""
+    assert json.loads(own.stdout)["results"][0]["counted_by"] == "name"
 
 
 def test_confusion_matrix_and_force(evaluate, tmp_path):

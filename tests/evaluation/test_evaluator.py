@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,28 @@ def test_classes(tmp_path):
         evaluate(load_candidate("nin_cifar10"), rgb)
     assert class_order(("a", "b"), ("b", "a")) == [1, 0]
     assert class_order(("a", "b"), ("a", "b")) is class_order(None, ("a",)) is class_order(("a", "b"), ("x", "y")) is None
+
+
+@pytest.mark.parametrize(
+    ("categories", "counted_by", "said"),
+    [
+        (("cat", "dog", "owl"), "name", False),
+        (("owl", "cat", "dog"), "name", False),
+        (None, "position", False),
+        (("a", "b", "c"), "position", True),
+        (("cat", "cat", "dog"), "position", True),
+    ],
+    ids=["the same", "another order", "none", "others", "one twice"],
+)
+def test_class_names_that_are_not_the_datasets_are_said(tmp_path, caplog, categories, counted_by, said):
+    caplog.set_level(logging.INFO)
+    folder = write_image_folder(tmp_path / "pictures")
+    rgb = open_dataset("imagefolder", folder, "test", model_spec("nin_cifar10").preprocessing)
+    model = create_model("nin_cifar10", num_classes=3)
+    result = evaluate(load_predictor(model, backend="reference", categories=categories), rgb, source="mine")
+    assert result.counted_by == counted_by
+    note = f"mine names its classes otherwise than {rgb.name} ({', '.join(categories or ())}; cat, dog, owl): they are counted by position"
+    assert [note in record.getMessage() for record in caplog.records] == [True] * said
 
 
 def test_backend_after_an_at():

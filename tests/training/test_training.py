@@ -20,7 +20,7 @@ from fastcnn.models import create_model
 from fastcnn.models.weights import DESCRIPTION_KEY, describe_weights
 from fastcnn.training.augmentation import shift_and_mirror
 from fastcnn.training.recipe import Recipe
-from fastcnn.training.setup import train
+from fastcnn.training.setup import RunSettings, train
 from fastcnn.training.trainer import CHECKPOINT
 
 RECIPE = Recipe(epochs=3, batch_size=32, validation=60, augment=True)
@@ -104,7 +104,7 @@ def test_interrupted_between_epochs_and_resumed(finished, data, tmp_path, number
     with pytest.raises(KeyboardInterrupt):
         train("simple_cnn", "mnist", data, tmp_path, RECIPE, progress=StopAfter(2, number))
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
-    result = train("simple_cnn", "mnist", data, tmp_path, RECIPE, resume=True)
+    result = train("simple_cnn", "mnist", data, tmp_path, RECIPE, settings=RunSettings(resume=True))
     assert torch.equal(torch.get_rng_state(), before)
     assert digest(result.weights) == digest(finished[1].weights)
     assert [record.results() for record in result.history] == [record.results() for record in finished[1].history]
@@ -130,7 +130,7 @@ def test_killed_within_an_epoch_and_resumed(data, tmp_path, monkeypatch):
             train("nin_cifar10", "imagefolder", folder, tmp_path / "killed", recipe)
     state = torch.load(tmp_path / "killed" / CHECKPOINT, weights_only=True)
     assert (state["epoch"], state["step"]) == (2, 1)
-    resumed = train("nin_cifar10", "imagefolder", folder, tmp_path / "killed", recipe, resume=True)
+    resumed = train("nin_cifar10", "imagefolder", folder, tmp_path / "killed", recipe, settings=RunSettings(resume=True))
     assert digest(resumed.weights) == digest(whole.weights)
     assert [record.results() for record in resumed.history] == [record.results() for record in whole.history]
 
@@ -138,7 +138,7 @@ def test_killed_within_an_epoch_and_resumed(data, tmp_path, monkeypatch):
 def test_a_finished_run_resumes_to_the_same(finished, data):
     folder, result = finished
     before = digest(result.weights)
-    again = train("simple_cnn", "mnist", data, folder, RECIPE, resume=True)
+    again = train("simple_cnn", "mnist", data, folder, RECIPE, settings=RunSettings(resume=True))
     assert digest(again.weights) == before
     assert again.test == result.test
 
@@ -153,20 +153,20 @@ def test_checkpoint_of_another_run(finished, data, tmp_path):
     ]
     for arguments, options, message in cases:
         with pytest.raises(RequestError, match=message) as raised:
-            train(*arguments, **options)
+            train(*arguments, settings=RunSettings(**options))
         assert "\n" not in str(raised.value)
     assert not (tmp_path / "none").exists()
     (tmp_path / CHECKPOINT).write_bytes(b"nothing of the kind")
     with pytest.raises(FileFormatError, match="is no checkpoint"):
-        train("simple_cnn", "mnist", data, tmp_path, RECIPE, resume=True)
+        train("simple_cnn", "mnist", data, tmp_path, RECIPE, settings=RunSettings(resume=True))
     (tmp_path / CHECKPOINT).write_bytes((folder / CHECKPOINT).read_bytes())
     with pytest.raises(RequestError, match="the best weights of this run so far, is gone"):
-        train("simple_cnn", "mnist", data, tmp_path, RECIPE, resume=True)
+        train("simple_cnn", "mnist", data, tmp_path, RECIPE, settings=RunSettings(resume=True))
 
 
 def test_image_folder_sets_the_number_of_classes(tmp_path):
     folder = write_image_folder(tmp_path / "pictures", per_class=10)
-    result = train("nin_cifar10", "imagefolder", folder, tmp_path / "run", Recipe(epochs=1, batch_size=8), workers=1)
+    result = train("nin_cifar10", "imagefolder", folder, tmp_path / "run", Recipe(epochs=1, batch_size=8), settings=RunSettings(workers=1))
     assert result.test is None  # nothing was kept for the end
     model = create_model("nin_cifar10", result.weights)
     assert model.fastcnn_info.options["num_classes"] == 3
@@ -252,8 +252,8 @@ def test_on_cuda(data, tmp_path, autocast):
     """It learns there too, in channels_last, and resumes after an interrupt."""
     options = {"device": "cuda", "autocast": autocast}
     with pytest.raises(KeyboardInterrupt):
-        train("residual_mnist", "mnist", data, tmp_path, RECIPE, progress=StopAfter(1), **options)
-    result = train("residual_mnist", "mnist", data, tmp_path, RECIPE, resume=True, **options)
+        train("residual_mnist", "mnist", data, tmp_path, RECIPE, progress=StopAfter(1), settings=RunSettings(**options))
+    result = train("residual_mnist", "mnist", data, tmp_path, RECIPE, settings=RunSettings(resume=True, **options))
     assert [record.epoch for record in result.history] == [1, 2, 3]
     assert result.history[-1].train_loss < result.history[0].train_loss
     assert {tensor.device.type for tensor in create_model("residual_mnist", result.weights).state_dict().values()} == {"cpu"}
@@ -261,4 +261,4 @@ def test_on_cuda(data, tmp_path, autocast):
 
 def test_autocast_is_for_cuda(data, tmp_path):
     with pytest.raises(RequestError, match="autocast is for CUDA"):
-        train("simple_cnn", "mnist", data, tmp_path, RECIPE, autocast=True)
+        train("simple_cnn", "mnist", data, tmp_path, RECIPE, settings=RunSettings(autocast=True))
