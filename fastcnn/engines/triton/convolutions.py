@@ -22,9 +22,9 @@ from fastcnn.engines.triton.steps import ConvolutionStep
 from fastcnn.errors import UnknownNameError
 from fastcnn.kernels.convolution import conv2d_bias_relu
 from fastcnn.kernels.convolution_configs import ConvConfig, ConvSize, choose_split_k, rank_configs
-from fastcnn.kernels.convolution_problem import CHANNEL_MULTIPLE, pack_weight
+from fastcnn.kernels.convolution_problem import CHANNEL_MULTIPLE, Convolution, pack_weight
 from fastcnn.kernels.launching import device_limits
-from fastcnn.kernels.stem import pack_stem_weight, stem_conv2d
+from fastcnn.kernels.stem import StemConvolution, pack_stem_weight, stem_conv2d
 from fastcnn.kernels.tma_convolution import conv2d_tma
 from fastcnn.kernels.tma_convolution_configs import TmaConfig, TmaSize, rank_tma_configs, tma_configs_for
 
@@ -228,14 +228,7 @@ class TritonConvolution:
     def run(self, problem: ConvProblem, variant: Sequence[int], weights: ConvWeights, operands: ConvOperands) -> None:
         *config, split_k = variant
         conv2d_bias_relu(
-            operands.x,
-            weights.packed,
-            weights.bias,
-            problem.stride,
-            problem.padding,
-            problem.dilation,
-            operands.residual,
-            problem.relu,
+            _convolution(problem, weights, operands),
             splits=_splits(problem, operands),
             split_k=split_k,
             config=ConvConfig.decode(list(config)),
@@ -274,14 +267,7 @@ class TritonTma:
 
     def run(self, problem: ConvProblem, variant: Sequence[int], weights: ConvWeights, operands: ConvOperands) -> None:
         conv2d_tma(
-            operands.x,
-            weights.packed,
-            weights.bias,
-            problem.stride,
-            problem.padding,
-            problem.dilation,
-            operands.residual,
-            problem.relu,
+            _convolution(problem, weights, operands),
             splits=_splits(problem, operands),
             config=TmaConfig.decode(variant),
             input_precision=problem.precision,
@@ -311,12 +297,7 @@ class TritonStem:
 
     def run(self, problem: ConvProblem, variant: Sequence[int], weights: ConvWeights, operands: ConvOperands) -> None:
         stem_conv2d(
-            operands.x,
-            weights.stem,
-            weights.bias,
-            problem.stride,
-            problem.padding,
-            relu=problem.relu,
+            StemConvolution(operands.x, weights.stem, weights.bias, problem.stride, problem.padding, relu=problem.relu),
             out=operands.destinations[0],
             input_precision=problem.precision,
         )
@@ -368,6 +349,12 @@ class LibraryConvolution:
             return "cudnn_convolution_add_relu" if problem.residual else "cudnn_convolution_relu"
         extras = [name for name in ("residual", "relu") if getattr(problem, name)] if variant[0] == self.SEPARATE else []
         return " + ".join(["aten::conv2d", *extras])
+
+
+def _convolution(problem: ConvProblem, weights: ConvWeights, operands: ConvOperands) -> Convolution:
+    """As our kernels take it."""
+    geometry = (problem.stride, problem.padding, problem.dilation)
+    return Convolution(operands.x, weights.packed, weights.bias, *geometry, operands.residual, problem.relu)
 
 
 def _splits(problem: ConvProblem, operands: ConvOperands) -> list[tuple[int, int, Tensor]]:

@@ -36,7 +36,7 @@ from fastcnn.kernels.concat import MAX_BRANCHES, concat_relu
 from fastcnn.kernels.convolution_configs import ConvConfig
 from fastcnn.kernels.convolution_group import MAX_CONVOLUTIONS, conv2d_group
 from fastcnn.kernels.global_pooling import global_avg_pool2d
-from fastcnn.kernels.pooling import avg_pool2d, max_pool2d
+from fastcnn.kernels.pooling import PoolWindow, avg_pool2d, max_pool2d
 
 _FOREVER = 1 << 30
 
@@ -299,9 +299,10 @@ class Program:
         (result,) = step.writes
         if isinstance(step, PoolStep):
             pool = max_pool2d if step.reduction == "max" else avg_pool2d
+            window = PoolWindow(**step.window)
 
             def run_pool(values: Values) -> None:
-                pool(self._value(values, step.reads[0]), **step.window, bias=step.bias, relu=step.relu, out=values[result])
+                pool(self._value(values, step.reads[0]), window, step.bias, step.relu, out=values[result])
 
             return run_pool, f"triton {step.reduction}_pool2d"
         if isinstance(step, GlobalPoolStep):

@@ -21,6 +21,7 @@ from fastcnn.errors import BackendError
 from fastcnn.kernels.concat import concat_relu
 from fastcnn.kernels.convolution_configs import ConvConfig, rank_configs
 from fastcnn.kernels.convolution_group import GroupedConv, conv2d_group
+from fastcnn.kernels.convolution_problem import Convolution
 from fastcnn.kernels.launching import device_limits
 from fastcnn.precision import exact_float32
 
@@ -377,6 +378,7 @@ def group_members(problems: Sequence[ConvProblem], weights: Sequence[ConvWeights
             bias = None if weight.bias is None else weight.bias[start:stop]
             residual = None if operand.residual is None else operand.residual[:, start:stop]
             geometry = (problem.stride, problem.padding, problem.dilation)
-            members.append(GroupedConv(operand.x, weight.packed[start:stop], bias, *geometry, residual, problem.relu, destination))
+            convolution = Convolution(operand.x, weight.packed[start:stop], bias, *geometry, residual, problem.relu)
+            members.append(GroupedConv(convolution, destination))
             start = stop
     return members
