@@ -16,45 +16,36 @@ if TYPE_CHECKING:
     from fastcnn.kernels.convolution import conv2d_bias_relu, conv2d_bias_relu_ref
     from fastcnn.kernels.convolution_configs import ConvConfig
     from fastcnn.kernels.convolution_group import GroupedConv, conv2d_group, conv2d_group_ref
-    from fastcnn.kernels.convolution_problem import pack_weight
+    from fastcnn.kernels.convolution_problem import Convolution, pack_weight
     from fastcnn.kernels.global_pooling import global_avg_pool2d, global_avg_pool2d_ref
     from fastcnn.kernels.launching import count_launches
-    from fastcnn.kernels.pooling import avg_pool2d, avg_pool2d_ref, max_pool2d, max_pool2d_ref
-    from fastcnn.kernels.stem import pack_stem_weight, stem_conv2d, stem_conv2d_ref
+    from fastcnn.kernels.pooling import PoolWindow, avg_pool2d, avg_pool2d_ref, max_pool2d, max_pool2d_ref
+    from fastcnn.kernels.stem import StemConvolution, pack_stem_weight, stem_conv2d, stem_conv2d_ref
     from fastcnn.kernels.tma_convolution import conv2d_tma, conv2d_tma_ref, supports_tma
     from fastcnn.kernels.tma_convolution_configs import TmaConfig
 
-_HOMES = {
-    "ConvConfig": "fastcnn.kernels.convolution_configs",
-    "GroupedConv": "fastcnn.kernels.convolution_group",
-    "TmaConfig": "fastcnn.kernels.tma_convolution_configs",
-    "avg_pool2d": "fastcnn.kernels.pooling",
-    "avg_pool2d_ref": "fastcnn.kernels.pooling",
-    "concat_relu": "fastcnn.kernels.concat",
-    "concat_relu_ref": "fastcnn.kernels.concat",
-    "conv2d_bias_relu": "fastcnn.kernels.convolution",
-    "conv2d_bias_relu_ref": "fastcnn.kernels.convolution",
-    "conv2d_group": "fastcnn.kernels.convolution_group",
-    "conv2d_group_ref": "fastcnn.kernels.convolution_group",
-    "conv2d_tma": "fastcnn.kernels.tma_convolution",
-    "conv2d_tma_ref": "fastcnn.kernels.tma_convolution",
-    "count_launches": "fastcnn.kernels.launching",
-    "global_avg_pool2d": "fastcnn.kernels.global_pooling",
-    "global_avg_pool2d_ref": "fastcnn.kernels.global_pooling",
-    "max_pool2d": "fastcnn.kernels.pooling",
-    "max_pool2d_ref": "fastcnn.kernels.pooling",
-    "pack_stem_weight": "fastcnn.kernels.stem",
-    "pack_weight": "fastcnn.kernels.convolution_problem",
-    "scale_bias_relu": "fastcnn.kernels.affine",
-    "scale_bias_relu_ref": "fastcnn.kernels.affine",
-    "stem_conv2d": "fastcnn.kernels.stem",
-    "stem_conv2d_ref": "fastcnn.kernels.stem",
-    "supports_tma": "fastcnn.kernels.tma_convolution",
+_NAMES = {
+    "affine": ("scale_bias_relu", "scale_bias_relu_ref"),
+    "concat": ("concat_relu", "concat_relu_ref"),
+    "convolution": ("conv2d_bias_relu", "conv2d_bias_relu_ref"),
+    "convolution_configs": ("ConvConfig",),
+    "convolution_group": ("GroupedConv", "conv2d_group", "conv2d_group_ref"),
+    "convolution_problem": ("Convolution", "pack_weight"),
+    "global_pooling": ("global_avg_pool2d", "global_avg_pool2d_ref"),
+    "launching": ("count_launches",),
+    "pooling": ("PoolWindow", "avg_pool2d", "avg_pool2d_ref", "max_pool2d", "max_pool2d_ref"),
+    "stem": ("StemConvolution", "pack_stem_weight", "stem_conv2d", "stem_conv2d_ref"),
+    "tma_convolution": ("conv2d_tma", "conv2d_tma_ref", "supports_tma"),
+    "tma_convolution_configs": ("TmaConfig",),
 }
+_HOMES = {name: f"fastcnn.kernels.{module}" for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "ConvConfig",
+    "Convolution",
     "GroupedConv",
+    "PoolWindow",
+    "StemConvolution",
     "TmaConfig",
     "avg_pool2d",
     "avg_pool2d_ref",

@@ -8,6 +8,8 @@ slices, so a dense block's prefix is read where it lies.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -15,7 +17,17 @@ from torch import Tensor
 
 from fastcnn.errors import InputError
 from fastcnn.kernels.convolution_kernels import pixel_offsets
-from fastcnn.kernels.launching import check_activation, check_output, has_flat_pixels, launch, pixel_strides
+from fastcnn.kernels.launching import (
+    ceil_div,
+    check_activation,
+    check_channels_last,
+    check_vector,
+    has_flat_pixels,
+    launch,
+    passes_int32,
+    pixel_strides,
+)
+from fastcnn.kernels.operators import Operator, Result
 
 # 64 channels are a line of 128 bytes in fp16; 4 warps then hold 16 elements a thread, two vectors of 16 bytes.
 _BLOCK_P, _BLOCK_C, _NUM_WARPS = 32, 64, 4
@@ -54,32 +66,37 @@ def _scale_bias_relu_kernel(
     tl.store(out_ptr + out_offsets[:, None] + cols[None, :], y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def _check(x: Tensor, scale: Tensor, shift: Tensor) -> None:
+class _Arguments(NamedTuple):
+    x: Tensor
+    scale: Tensor
+    shift: Tensor
+    relu: bool
+
+
+def _check(arguments: _Arguments) -> Result:
+    x = arguments.x
     check_activation(_OPERATOR, "x", x)
-    if x.shape[1] == 0 or (x.stride(1) != 1 and x.shape[1] > 1):
-        raise InputError(f"{_OPERATOR}: x of shape {list(x.shape)} must be channels_last or a channel slice of it, its strides are {x.stride()}")
-    for name, vector in (("scale", scale), ("shift", shift)):
-        if list(vector.shape) != [x.shape[1]] or vector.dtype != torch.float32 or vector.device != x.device or not vector.is_contiguous():
-            raise InputError(
-                f"{_OPERATOR}: {name} must be contiguous, [{x.shape[1]}] and float32 on {x.device}, "
-                f"got {list(vector.shape)} {vector.dtype} on {vector.device}"
-            )
-    if x.shape[0] * x.shape[2] * x.shape[3] + _BLOCK_P >= 2**31:
+    check_channels_last(_OPERATOR, x)
+    check_vector(_OPERATOR, "scale", arguments.scale, x)
+    check_vector(_OPERATOR, "shift", arguments.shift, x)
+    if passes_int32(x.shape[0] * x.shape[2] * x.shape[3] + _BLOCK_P):
         raise InputError(f"{_OPERATOR}: x of shape {list(x.shape)} is too large: N·H·W must be less than 2^31")
+    return Result(_OPERATOR, list(x.shape), x)
 
 
-def _launch(x: Tensor, scale: Tensor, shift: Tensor, relu: bool, out: Tensor) -> None:
+def _run(arguments: _Arguments, out: Tensor) -> None:
+    x = arguments.x
     n, c, h, w = x.shape
     flat = has_flat_pixels(x) and has_flat_pixels(out)
-    blocks_c = triton.cdiv(c, _BLOCK_C)
+    blocks_c = ceil_div(c, _BLOCK_C)
     launch(
         _OPERATOR,
         _scale_bias_relu_kernel,
-        (triton.cdiv(n * h * w, _BLOCK_P) * blocks_c,),
+        (ceil_div(n * h * w, _BLOCK_P) * blocks_c,),
         n * h * w,
         x,
-        scale,
-        shift,
+        arguments.scale,
+        arguments.shift,
         out,
         c,
         h,
@@ -89,38 +106,14 @@ def _launch(x: Tensor, scale: Tensor, shift: Tensor, relu: bool, out: Tensor) ->
         blocks_c,
         device=x.device,
         FLAT=flat,
-        RELU=relu,
+        RELU=arguments.relu,
         BLOCK_P=_BLOCK_P,
         BLOCK_C=_BLOCK_C,
         num_warps=_NUM_WARPS,
     )
 
 
-@torch.library.custom_op("fastcnn::scale_bias_relu", mutates_args=(), schema="(Tensor x, Tensor scale, Tensor shift, bool relu) -> Tensor")
-def _scale_bias_relu(x: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
-    out = _scale_bias_relu_fake(x, scale, shift, relu)
-    _launch(x, scale, shift, relu, out)
-    return out
-
-
-@_scale_bias_relu.register_fake
-def _scale_bias_relu_fake(x: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
-    _check(x, scale, shift)
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-@torch.library.custom_op(
-    "fastcnn::scale_bias_relu_out", mutates_args=("out",), schema="(Tensor x, Tensor scale, Tensor shift, bool relu, Tensor(a!) out) -> ()"
-)
-def _scale_bias_relu_out(x: Tensor, scale: Tensor, shift: Tensor, relu: bool, out: Tensor) -> None:
-    _scale_bias_relu_out_fake(x, scale, shift, relu, out)
-    _launch(x, scale, shift, relu, out)
-
-
-@_scale_bias_relu_out.register_fake
-def _scale_bias_relu_out_fake(x: Tensor, scale: Tensor, shift: Tensor, relu: bool, out: Tensor) -> None:
-    _check(x, scale, shift)
-    check_output(_OPERATOR, out, x.shape, x)
+_SCALE_BIAS_RELU = Operator(_OPERATOR, "Tensor x, Tensor scale, Tensor shift, bool relu", _Arguments, _check, _run)
 
 
 def scale_bias_relu(x: Tensor, scale: Tensor, shift: Tensor, relu: bool = True, out: Tensor | None = None) -> Tensor:
@@ -139,10 +132,7 @@ def scale_bias_relu(x: Tensor, scale: Tensor, shift: Tensor, relu: bool = True, 
         InputError: a tensor has the wrong shape, dtype, device or memory format.
         BackendError: the tensors are not on a CUDA device and Triton does not interpret.
     """
-    if out is None:
-        return torch.ops.fastcnn.scale_bias_relu(x, scale, shift, relu)
-    torch.ops.fastcnn.scale_bias_relu_out(x, scale, shift, relu, out)
-    return out
+    return _SCALE_BIAS_RELU(_Arguments(x, scale, shift, relu), out)
 
 
 def scale_bias_relu_ref(x: Tensor, scale: Tensor, shift: Tensor, relu: bool = True, out: Tensor | None = None) -> Tensor:

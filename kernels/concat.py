@@ -14,6 +14,7 @@ of a branch holds idle lanes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -22,15 +23,16 @@ from torch import Tensor
 
 from fastcnn.errors import InputError
 from fastcnn.kernels.launching import (
+    ceil_div,
     check_activation,
     check_bias,
-    check_output,
     has_flat_pixels,
     launch,
     offsets_need_int64,
     pixel_stride,
     vector_width,
 )
+from fastcnn.kernels.operators import Operator, Result
 
 # Branches of one launch. More are served by several launches into the same output.
 MAX_BRANCHES = 8
@@ -155,7 +157,14 @@ def _concat_relu_kernel(
     tl.store(out_ptr + out_offset, x, mask=is_inside)
 
 
-def _check(branches: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+class _Arguments(NamedTuple):
+    branches: Sequence[Tensor]
+    biases: Sequence[Tensor | None]
+    relu: bool
+
+
+def _check(arguments: _Arguments) -> Result:
+    branches, biases = arguments.branches, arguments.biases
     if not branches:
         raise InputError("concat_relu: needs at least one branch, got none")
     if len(biases) != len(branches):
@@ -169,11 +178,8 @@ def _check(branches: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
     bias_dtypes = {bias.dtype for bias in biases if bias is not None}
     if len(bias_dtypes) > 1:
         raise InputError(f"concat_relu: biases must share one dtype, got {' and '.join(sorted(map(str, bias_dtypes)))}")
-
-
-def _output_shape(branches: Sequence[Tensor]) -> list[int]:
-    n, _, h, w = branches[0].shape
-    return [n, sum(branch.shape[1] for branch in branches), h, w]
+    n, _, h, w = first.shape
+    return Result("concat_relu", [n, sum(branch.shape[1] for branch in branches), h, w], first)
 
 
 def _launch(branches: Sequence[Tensor], biases: Sequence[Tensor | None], relu: bool, out: Tensor) -> None:
@@ -196,7 +202,7 @@ def _launch(branches: Sequence[Tensor], biases: Sequence[Tensor | None], relu: b
     launch(
         "concat_relu",
         _concat_relu_kernel,
-        (sum(triton.cdiv(n * h * w * count, block_v) for count in vectors),),
+        (sum(ceil_div(n * h * w * count, block_v) for count in vectors),),
         *branches,
         *[None] * absent,
         *(some_bias if bias is None else bias for bias in biases),
@@ -223,48 +229,17 @@ def _launch(branches: Sequence[Tensor], biases: Sequence[Tensor | None], relu: b
     )
 
 
-def _concat_into(branches: Sequence[Tensor], biases: Sequence[Tensor | None], relu: bool, out: Tensor) -> None:
+def _run(arguments: _Arguments, out: Tensor) -> None:
     offset = 0
-    filled = [(branch, bias) for branch, bias in zip(branches, biases, strict=True) if branch.shape[1]]
+    filled = [(branch, bias) for branch, bias in zip(arguments.branches, arguments.biases, strict=True) if branch.shape[1]]
     for start in range(0, len(filled), MAX_BRANCHES):
         some_branches, some_biases = zip(*filled[start : start + MAX_BRANCHES], strict=True)
         channels = sum(branch.shape[1] for branch in some_branches)
-        _launch(some_branches, some_biases, relu, out.narrow(1, offset, channels))
+        _launch(some_branches, some_biases, arguments.relu, out.narrow(1, offset, channels))
         offset += channels
 
 
-def _new_output(branches: Sequence[Tensor]) -> Tensor:
-    first = branches[0]
-    return torch.empty(_output_shape(branches), dtype=first.dtype, device=first.device, memory_format=torch.channels_last)
-
-
-@torch.library.custom_op("fastcnn::concat_relu", mutates_args=(), schema="(Tensor[] branches, Tensor?[] biases, bool relu) -> Tensor")
-def _concat_relu(branches: Sequence[Tensor], biases: Sequence[Tensor | None], relu: bool) -> Tensor:
-    _check(branches, biases)
-    out = _new_output(branches)
-    _concat_into(branches, biases, relu, out)
-    return out
-
-
-@_concat_relu.register_fake
-def _(branches: Sequence[Tensor], biases: Sequence[Tensor | None], relu: bool) -> Tensor:
-    _check(branches, biases)
-    return _new_output(branches)
-
-
-@torch.library.custom_op(
-    "fastcnn::concat_relu_out", mutates_args=("out",), schema="(Tensor[] branches, Tensor?[] biases, bool relu, Tensor(a!) out) -> ()"
-)
-def _concat_relu_out(branches: Sequence[Tensor], biases: Sequence[Tensor | None], relu: bool, out: Tensor) -> None:
-    _check(branches, biases)
-    check_output("concat_relu", out, _output_shape(branches), branches[0])
-    _concat_into(branches, biases, relu, out)
-
-
-@_concat_relu_out.register_fake
-def _(branches: Sequence[Tensor], biases: Sequence[Tensor | None], relu: bool, out: Tensor) -> None:
-    _check(branches, biases)
-    check_output("concat_relu", out, _output_shape(branches), branches[0])
+_CONCAT_RELU = Operator("concat_relu", "Tensor[] branches, Tensor?[] biases, bool relu", _Arguments, _check, _run)
 
 
 def concat_relu(branches: Sequence[Tensor], biases: Sequence[Tensor | None] | None = None, relu: bool = True, out: Tensor | None = None) -> Tensor:
@@ -286,11 +261,7 @@ def concat_relu(branches: Sequence[Tensor], biases: Sequence[Tensor | None] | No
         InputError (a ValueError): shapes, dtypes or devices do not fit together.
         BackendError: the tensors are not on a CUDA device and Triton does not interpret.
     """
-    biases = [None] * len(branches) if biases is None else biases
-    if out is None:
-        return torch.ops.fastcnn.concat_relu(branches, biases, relu)
-    torch.ops.fastcnn.concat_relu_out(branches, biases, relu, out)
-    return out
+    return _CONCAT_RELU(_Arguments(branches, [None] * len(branches) if biases is None else biases, relu), out)
 
 
 def concat_relu_ref(

@@ -17,69 +17,82 @@ the same bits on every run, which atomics would not give.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from fastcnn.errors import InputError
-from fastcnn.kernels.convolution_configs import ConvConfig
+from fastcnn.kernels.convolution_configs import ConvConfig, ConvSize
 from fastcnn.kernels.convolution_kernels import Destination, Problem, conv2d_kernel, sum_parts_kernel
 from fastcnn.kernels.convolution_problem import (
-    Pair,
+    SCATTERED,
+    SCHEMA,
+    Convolution,
     Split,
     Window,
-    check_destinations,
+    check_input_precision,
     check_problem,
-    convolve,
+    compute,
+    compute_ref,
     make_destinations,
-    make_window,
     pick_config,
     size_of,
 )
-from fastcnn.kernels.launching import has_flat_pixels, launch, needs_upcast, pixel_strides
+from fastcnn.kernels.launching import ceil_div, has_flat_pixels, launch, needs_upcast, pixel_strides
+from fastcnn.kernels.operators import Operator, Result
 
 _OPERATOR = "conv2d_bias_relu"
 # The sum of the parts only moves memory: enough programs for every multiprocessor matter more than wide ones.
 _SUM_BLOCK_M, _SUM_BLOCK_N = 16, 64
 
 
-def _run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    window: Window,
-    residual: Tensor | None,
-    relu: bool,
-    outs: Sequence[Tensor],
-    starts: Sequence[int],
-    split_k: int,
-    encoded_config: Sequence[int] | None,
-    input_precision: str,
-) -> None:
-    """Checks and launches."""
-    shape = check_problem(_OPERATOR, x, weight, bias, window, residual)
-    check_destinations(_OPERATOR, outs, starts, shape, x)
-    size = size_of(x, shape, window)
-    config = pick_config(_OPERATOR, x, [size], encoded_config, input_precision)
+class _Arguments(NamedTuple):
+    convolution: Convolution
+    split_k: int
+    config: Sequence[int] | None
+    input_precision: str
+
+    def size_and_config(self, shape: Sequence[int], window: Window) -> tuple[ConvSize, ConvConfig]:
+        """Of the GEMM, and how it is cut."""
+        size = size_of(self.convolution.x, shape, window)
+        return size, pick_config(self.convolution.x, [size], self.config, self.input_precision)
+
+
+def _check(arguments: _Arguments) -> Result:
+    convolution, split_k = arguments.convolution, arguments.split_k
+    result = check_problem(_OPERATOR, convolution)
+    check_input_precision(_OPERATOR, arguments.input_precision)
+    if split_k != 1:
+        size, config = arguments.size_and_config(result.shape, convolution.window(_OPERATOR))
+        steps = config.steps(size)
+        if not 1 <= split_k <= steps:
+            raise InputError(
+                f"{_OPERATOR}: split_k must be 1 to {steps}, the steps of the reduction of weight {list(convolution.weight.shape)}, got {split_k}"
+            )
+    return result
+
+
+def _run(arguments: _Arguments, outs: Sequence[Tensor], starts: Sequence[int]) -> None:
+    convolution, split_k = arguments.convolution, arguments.split_k
+    x, weight, residual, window = convolution.x, convolution.weight, convolution.residual, convolution.window(_OPERATOR)
+    shape = [x.shape[0], weight.shape[0], *outs[0].shape[2:]]
+    size, config = arguments.size_and_config(shape, window)
     (_, k, p, q), (_, c, h, w) = shape, x.shape
-    steps = config.steps(size)
-    if not 1 <= split_k <= steps:
-        raise InputError(f"{_OPERATOR}: split_k must be 1 to {steps}, the steps of the reduction of weight {list(weight.shape)}, got {split_k}")
     flat = all(has_flat_pixels(t) for t in (*outs, *([] if residual is None else [residual])))
     pointwise = window.keeps_pixels() and has_flat_pixels(x)
     pixels = size.pixels
+    weight_strides = weight.stride(0), weight.stride(2)
     residual_strides = (0, 0, 0) if residual is None else pixel_strides(residual, flat)
-    problem = Problem(
-        x, weight, bias, residual, h, w, c, p, q, k, *pixel_strides(x, pointwise), weight.stride(0), weight.stride(2), *residual_strides
-    )
+    strides = (*pixel_strides(x, pointwise), *weight_strides, *residual_strides)
+    problem = Problem(x, weight, convolution.bias, residual, h, w, c, p, q, k, *strides)
     constants = {
         **window.constants(),
-        "CHANNEL_STEPS": triton.cdiv(c, config.block_k),
+        "CHANNEL_STEPS": ceil_div(c, config.block_k),
         "SPLIT_K": split_k,
         "POINTWISE": pointwise,
         "EVEN_C": c % config.block_k == 0,
-        "INPUT_PRECISION": input_precision,
+        "INPUT_PRECISION": arguments.input_precision,
         "UPCAST": needs_upcast(conv2d_kernel, x),
         "CHANNELS_OUTER": config.channels_outer,
         "BLOCK_M": config.block_m,
@@ -88,14 +101,14 @@ def _run(
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
     }
-    tiles_m = triton.cdiv(pixels, config.block_m)
+    tiles_m = ceil_div(pixels, config.block_m)
     if split_k == 1:
         destinations, tiles_n = make_destinations(outs, starts, k, config.block_n, flat)
-        constants |= {"NUM_DESTINATIONS": len(outs), "FLAT": flat, "RELU": relu}
+        constants |= {"NUM_DESTINATIONS": len(outs), "FLAT": flat, "RELU": convolution.relu}
         launch(_OPERATOR, conv2d_kernel, (tiles_m * tiles_n, 1), pixels, problem, destinations, tiles_n, device=x.device, **constants)
         return
     workspace = torch.empty(split_k, pixels, k, dtype=torch.float32, device=x.device)
-    tiles_n = triton.cdiv(k, config.block_n)
+    tiles_n = ceil_div(k, config.block_n)
     partial = problem._replace(bias_ptr=None, residual_ptr=None)
     into_workspace = (Destination(workspace, 0, 0, k, 0, k, 0),)
     constants |= {"NUM_DESTINATIONS": 1, "FLAT": True, "RELU": False}
@@ -104,7 +117,7 @@ def _run(
     launch(
         f"{_OPERATOR}_sum_parts",
         sum_parts_kernel,
-        (triton.cdiv(pixels, _SUM_BLOCK_M) * tiles_n,),
+        (ceil_div(pixels, _SUM_BLOCK_M) * tiles_n,),
         pixels,
         problem,
         destinations,
@@ -114,105 +127,40 @@ def _run(
         device=x.device,
         NUM_DESTINATIONS=len(outs),
         FLAT=flat,
-        RELU=relu,
+        RELU=convolution.relu,
         BLOCK_M=_SUM_BLOCK_M,
         BLOCK_N=_SUM_BLOCK_N,
         num_warps=4,
     )
 
 
-@torch.library.custom_op("fastcnn::conv2d_bias_relu", mutates_args=())
-def _conv2d_op(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    residual: Tensor | None,
-    relu: bool,
-    split_k: int,
-    config: Sequence[int] | None,
-    input_precision: str,
-) -> Tensor:
-    window = make_window(_OPERATOR, weight, stride, padding, dilation)
-    shape = check_problem(_OPERATOR, x, weight, bias, window, residual)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    _run(x, weight, bias, window, residual, relu, [out], [0], split_k, config, input_precision)
-    return out
-
-
-@_conv2d_op.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    residual: Tensor | None,
-    relu: bool,
-    split_k: int,
-    config: Sequence[int] | None,
-    input_precision: str,
-) -> Tensor:
-    p, q = make_window(_OPERATOR, weight, stride, padding, dilation).out_size(x.shape[2], x.shape[3])
-    return torch.empty((x.shape[0], weight.shape[0], p, q), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-@torch.library.custom_op("fastcnn::conv2d_bias_relu_out", mutates_args=("outs",))
-def _conv2d_out_op(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    residual: Tensor | None,
-    relu: bool,
-    outs: Sequence[Tensor],
-    starts: Sequence[int],
-    split_k: int,
-    config: Sequence[int] | None,
-    input_precision: str,
-) -> None:
-    window = make_window(_OPERATOR, weight, stride, padding, dilation)
-    _run(x, weight, bias, window, residual, relu, outs, starts, split_k, config, input_precision)
-
-
-@_conv2d_out_op.register_fake
-def _(*arguments: object) -> None:
-    return None
+_CONV2D = Operator(
+    _OPERATOR,
+    f"{SCHEMA}, {{out}}, SymInt split_k, SymInt[]? config, str input_precision",
+    lambda *values: _Arguments(Convolution(*values[:8]), *values[8:]),
+    _check,
+    _run,
+    SCATTERED,
+)
 
 
 def conv2d_bias_relu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    residual: Tensor | None = None,
-    relu: bool = True,
+    convolution: Convolution,
     out: Tensor | None = None,
     splits: Sequence[Split] | None = None,
-    split_k: int = 1,
     config: ConvConfig | None = None,
+    split_k: int = 1,
     input_precision: str = "ieee",
 ) -> Tensor | None:
     """Convolution, bias, residual add and ReLU in one launch (two with `split_k`).
 
     Args:
-        x: [N, C, H, W], float16, bfloat16 or float32, channels_last or a channel slice of it.
-        weight: [K, R, S, C_padded] from `pack_weight`, of the dtype of x.
-        bias: [K], float32 or the dtype of x.
-        stride, padding, dilation: one number, or (vertical, horizontal).
-        residual: [N, K, P, Q], added before the ReLU; channels_last or a slice of it.
-        relu: whether to clamp at 0; NaN stays NaN.
+        convolution: what to compute.
         out: [N, K, P, Q] to write into, channels_last or a slice of it; allocated channels_last if neither it nor `splits` is given.
-        splits: up to four (start, stop, destination [N, stop − start, P, Q]) that take all output channels in order: merged siblings, scattered.
-        split_k: parts to cut the reduction into where the pixels and channels alone do not fill the GPU (`choose_split_k`).
+        splits: up to four (start, stop, destination [N, stop − start, P, Q]) that take all output channels in order: merged
+            siblings, scattered.
         config: how to cut the problem; predicted if None.
+        split_k: parts to cut the reduction into where the pixels and channels alone do not fill the GPU (`choose_split_k`).
         input_precision: for float32, "ieee" multiplies in float32 and "tf32" on the tensor cores with inputs rounded to 10 bits.
 
     Returns:
@@ -222,47 +170,17 @@ def conv2d_bias_relu(
         InputError: a tensor has the wrong shape, dtype, device or memory format.
         BackendError: the tensors are not on a CUDA device and Triton does not interpret.
     """
-    window = make_window(_OPERATOR, weight, stride, padding, dilation)
     encoded = None if config is None else config.encode()
-    geometry = (list(window.stride), list(window.padding), list(window.dilation))
-    if out is None and splits is None:
-        return _conv2d_op(x, weight, bias, *geometry, residual, relu, split_k, encoded, input_precision)
-    starts, outs = _destinations_of(weight.shape[0], out, splits)
-    _conv2d_out_op(x, weight, bias, *geometry, residual, relu, outs, starts, split_k, encoded, input_precision)
-    return out
+    return compute(_CONV2D, (*convolution.in_schema(), split_k, encoded, input_precision), out, splits)
 
 
 def conv2d_bias_relu_ref(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    residual: Tensor | None = None,
-    relu: bool = True,
+    convolution: Convolution,
     out: Tensor | None = None,
     splits: Sequence[Split] | None = None,
-    split_k: int = 1,
     config: ConvConfig | None = None,
+    split_k: int = 1,
     input_precision: str = "ieee",
 ) -> Tensor | None:
-    """`conv2d_bias_relu` in PyTorch's own operations, in the dtype of x, on any device; split_k, config and input_precision say nothing to it."""
-    y = convolve(x, weight, bias, make_window(_OPERATOR, weight, stride, padding, dilation), residual, relu)
-    if out is None and splits is None:
-        return y
-    starts, outs = _destinations_of(weight.shape[0], out, splits)
-    for start, destination in zip(starts, outs, strict=True):
-        destination.copy_(y[:, start : start + destination.shape[1]])
-    return out
-
-
-def _destinations_of(channels: int, out: Tensor | None, splits: Sequence[Split] | None) -> tuple[list[int], list[Tensor]]:
-    """First channel and tensor of each destination: `out` as the only one, or `splits`."""
-    if splits is None:
-        return ([0], [out]) if out is not None else ([], [])
-    stops = [stop for _, stop, _ in splits]
-    if out is not None or not splits or [start for start, _, _ in splits] != [0, *stops[:-1]] or stops[-1] != channels:
-        bounds = [(start, stop) for start, stop, _ in splits]
-        raise InputError(f"{_OPERATOR}: splits must take each of the {channels} output channels once and in order, without out; got {bounds}")
-    return [start for start, _, _ in splits], [destination for _, _, destination in splits]
+    """`conv2d_bias_relu` in PyTorch's own operations, in the dtype of x, on any device; config, split_k and input_precision say nothing to it."""
+    return compute_ref(_OPERATOR, convolution, out, splits)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class ConvConfig:
 
     def encode(self) -> list[int]:
         """The configuration as the list of integers that the registered operator takes."""
-        return [int(value) for value in astuple(self)]
+        return [self.block_m, self.block_n, self.block_k, self.num_warps, self.num_stages, int(self.channels_outer)]
 
     @classmethod
     def decode(cls, values: list[int]) -> ConvConfig:

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -22,26 +20,19 @@ from torch import Tensor
 from fastcnn.errors import InputError
 from fastcnn.kernels.convolution_configs import ConvConfig
 from fastcnn.kernels.convolution_kernels import finish_tile, implicit_gemm, start_tile
-from fastcnn.kernels.convolution_problem import Pair, Window, check_problem, convolve, make_window, pick_config, size_of
-from fastcnn.kernels.launching import check_output, has_flat_pixels, launch, needs_upcast, pixel_strides
+from fastcnn.kernels.convolution_problem import Convolution, check_input_precision, check_problem, convolve, pick_config, size_of
+from fastcnn.kernels.launching import ceil_div, check_output, has_flat_pixels, launch, needs_upcast, pixel_strides
+from fastcnn.kernels.operators import register
 
 MAX_CONVOLUTIONS = 4
 
 _OPERATOR = "conv2d_group"
 
 
-@dataclass(frozen=True, eq=False)
-class GroupedConv:
-    """One convolution of a group; the fields are the arguments of `conv2d_bias_relu`."""
+class GroupedConv(NamedTuple):
+    """One convolution of a group, and where it writes: [N, K, P, Q], channels_last or a slice of it; allocated if None."""
 
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    stride: Pair = 1
-    padding: Pair = 0
-    dilation: Pair = 1
-    residual: Tensor | None = None
-    relu: bool = True
+    convolution: Convolution
     out: Tensor | None = None
 
 
@@ -188,131 +179,72 @@ def _conv2d_group_kernel(
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = start_tile(
-        rows,
-        cols,
-        residual_ptr,
-        pixels * has_residual,
-        residual_stride_n,
-        residual_stride_h,
-        residual_stride_w,
-        out_channels,
-        out_height,
-        out_width,
-        FLAT,
-        BLOCK_M,
-        BLOCK_N,
-    )
+        rows, cols, residual_ptr, pixels * has_residual, residual_stride_n, residual_stride_h, residual_stride_w,
+        out_channels, out_height, out_width, FLAT, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
     acc = implicit_gemm(
-        acc,
-        x_ptr,
-        w_ptr,
-        tl.minimum(rows, pixels - 1),
-        tl.minimum(cols, out_channels - 1),
-        height,
-        width,
-        in_channels,
-        out_height,
-        out_width,
-        x_stride_n,
-        x_stride_h,
-        x_stride_w,
-        w_stride_k,
-        w_stride_s,
-        kernel_height,
-        kernel_width,
-        stride_h,
-        stride_w,
-        pad_h,
-        pad_w,
-        dilation_h,
-        dilation_w,
-        0,
-        kernel_height * kernel_width * tl.cdiv(in_channels, BLOCK_K),
-        False,
-        EVEN_C,
-        CHANNELS_OUTER,
-        INPUT_PRECISION,
-        UPCAST,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-    )
+        acc, x_ptr, w_ptr, tl.minimum(rows, pixels - 1), tl.minimum(cols, out_channels - 1), height, width,
+        in_channels, out_height, out_width, x_stride_n, x_stride_h, x_stride_w, w_stride_k, w_stride_s,
+        kernel_height, kernel_width, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, 0,
+        kernel_height * kernel_width * tl.cdiv(in_channels, BLOCK_K), False, EVEN_C, CHANNELS_OUTER, INPUT_PRECISION,
+        UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
     finish_tile(
-        acc,
-        rows,
-        cols,
-        bias_ptr,
-        bias_channels,
-        out_ptr,
-        out_stride_n,
-        out_stride_h,
-        out_stride_w,
-        0,
-        out_channels,
-        pixels,
-        out_height,
-        out_width,
-        relu != 0,
-        FLAT,
-    )
+        acc, rows, cols, bias_ptr, bias_channels, out_ptr, out_stride_n, out_stride_h, out_stride_w, 0, out_channels,
+        pixels, out_height, out_width, relu != 0, FLAT,
+    )  # fmt: skip
 
 
-@torch.library.custom_op("fastcnn::conv2d_group", mutates_args=("outs",))
-def _conv2d_group_op(
-    xs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    windows: Sequence[int],
-    residuals: Sequence[Tensor | None],
-    relus: Sequence[bool],
-    outs: Sequence[Tensor],
-    config: Sequence[int] | None,
-    input_precision: str,
-) -> None:
-    # windows: stride, padding and dilation, vertical and horizontal, of each convolution
-    _run(
-        [
-            (x, weight, bias, make_window(_OPERATOR, weight, numbers[0:2], numbers[2:4], numbers[4:6]), residual, relu, out)
-            for x, weight, bias, numbers, residual, relu, out in zip(
-                xs, weights, biases, (windows[i : i + 6] for i in range(0, len(windows), 6)), residuals, relus, outs, strict=True
-            )
-        ],
-        config,
-        input_precision,
-    )
+class _Group(NamedTuple):
+    convolutions: list[Convolution]
+    outs: list[Tensor]
+    config: Sequence[int] | None
+    input_precision: str
 
 
-@_conv2d_group_op.register_fake
-def _(*arguments: object) -> None:
-    return None
+def _checked(*values: Any) -> _Group:
+    """The arguments of the operator, if the kernel can read them and they fit into one launch.
 
-
-def _run(
-    convolutions: list[tuple[Tensor, Tensor, Tensor | None, Window, Tensor | None, bool, Tensor]],
-    encoded_config: Sequence[int] | None,
-    precision: str,
-) -> None:
-    """Checks and launches."""
-    for x, weight, bias, window, residual, _, out in convolutions:
-        check_output(_OPERATOR, out, check_problem(_OPERATOR, x, weight, bias, window, residual), x)
-    first = convolutions[0][0]
-    if any(x.dtype != first.dtype or x.device != first.device for x, *_ in convolutions):
-        found = ", ".join(f"{x.dtype} on {x.device}" for x, *_ in convolutions)
+    Raises:
+        InputError: names what does not fit.
+    """
+    xs, weights, biases, numbers, residuals, relus, outs, config, input_precision = values
+    check_input_precision(_OPERATOR, input_precision)
+    # numbers: stride, padding and dilation, vertical and horizontal, of each convolution
+    windows = ([numbers[j : j + 2] for j in range(i, i + 6, 2)] for i in range(0, len(numbers), 6))
+    operands = zip(xs, weights, biases, windows, residuals, relus, strict=True)
+    convolutions = [Convolution(x, weight, bias, *window, *rest) for x, weight, bias, window, *rest in operands]
+    for convolution, out in zip(convolutions, outs, strict=True):
+        check_output(_OPERATOR, out, check_problem(_OPERATOR, convolution).shape, convolution.x)
+    if any(x.dtype != xs[0].dtype or x.device != xs[0].device for x in xs):
+        found = ", ".join(f"{x.dtype} on {x.device}" for x in xs)
         raise InputError(f"{_OPERATOR}: the convolutions of a group must share dtype and device, got {found}")
-    bias_dtypes = {bias.dtype for _, _, bias, *_ in convolutions if bias is not None}
+    bias_dtypes = {bias.dtype for bias in biases if bias is not None}
     if len(bias_dtypes) > 1:
         raise InputError(f"{_OPERATOR}: the biases of a group must share a dtype, got {', '.join(sorted(map(str, bias_dtypes)))}")
-    sizes = [size_of(x, out.shape, window) for x, _, _, window, _, _, out in convolutions]
-    config = pick_config(_OPERATOR, first, sizes, encoded_config, precision)
+    return _Group(convolutions, outs, config, input_precision)
+
+
+def _fake(*values: Any) -> None:
+    _checked(*values)
+
+
+def _run(*values: Any) -> None:
+    convolutions, outs, encoded_config, precision = _checked(*values)
+    first = convolutions[0].x
+    windows = [convolution.window(_OPERATOR) for convolution in convolutions]
+    sizes = [size_of(conv.x, out.shape, window) for conv, out, window in zip(convolutions, outs, windows, strict=True)]
+    config = pick_config(first, sizes, encoded_config, precision)
     # The longest tiles start first: what is left at the end is then short.
     order = sorted(range(len(convolutions)), key=lambda i: config.steps(sizes[i]), reverse=True)
-    residuals = [residual for *_, residual, _, _ in convolutions if residual is not None]
-    flat = all(has_flat_pixels(t) for t in (*(out for *_, out in convolutions), *residuals))
-    any_bias = next((bias for _, _, bias, *_ in convolutions if bias is not None), None)
+    residuals = [convolution.residual for convolution in convolutions if convolution.residual is not None]
+    flat = all(has_flat_pixels(t) for t in (*outs, *residuals))
+    any_bias = next((convolution.bias for convolution in convolutions if convolution.bias is not None), None)
     any_residual = residuals[0] if residuals else None
     members = []
     for i in order:
-        x, weight, bias, window, residual, relu, out = convolutions[i]
+        conv, out = convolutions[i], outs[i]
+        x, weight, bias, residual = conv.x, conv.weight, conv.bias, conv.residual
         fields = (
             x,
             weight,
@@ -320,14 +252,14 @@ def _run(
             0 if bias is None else out.shape[1],
             any_residual if residual is None else residual,
             int(residual is not None),
-            int(relu),
+            int(conv.relu),
             out,
             *x.shape[2:],
             x.shape[1],
             *out.shape[2:],
             out.shape[1],
-            triton.cdiv(out.shape[1], config.block_n),
-            *itertools.chain.from_iterable(window),
+            ceil_div(out.shape[1], config.block_n),
+            *itertools.chain.from_iterable(windows[i]),
             *pixel_strides(x, flat=False),
             weight.stride(0),
             weight.stride(2),
@@ -363,6 +295,15 @@ def _run(
     )
 
 
+_CONV2D_GROUP = register(
+    _OPERATOR,
+    "(Tensor[] xs, Tensor[] weights, Tensor?[] biases, SymInt[] windows, Tensor?[] residuals, bool[] relus, Tensor(a!)[] outs, "
+    "SymInt[]? config, str input_precision) -> ()",
+    _run,
+    _fake,
+)
+
+
 def conv2d_group(convolutions: Sequence[GroupedConv], config: ConvConfig | None = None, input_precision: str = "ieee") -> list[Tensor]:
     """Up to four independent convolutions in one launch.
 
@@ -380,37 +321,20 @@ def conv2d_group(convolutions: Sequence[GroupedConv], config: ConvConfig | None 
         BackendError: the tensors are not on a CUDA device and Triton does not interpret.
     """
     _check_count(convolutions)
-    windows: list[int] = []
-    outs = []
-    for conv in convolutions:
-        window = make_window(_OPERATOR, conv.weight, conv.stride, conv.padding, conv.dilation)
-        windows += [*window.stride, *window.padding, *window.dilation]
-        shape = check_problem(_OPERATOR, conv.x, conv.weight, conv.bias, window, conv.residual)
-        out = conv.out
-        outs.append(torch.empty(shape, dtype=conv.x.dtype, device=conv.x.device, memory_format=torch.channels_last) if out is None else out)
-    _conv2d_group_op(
-        [conv.x for conv in convolutions],
-        [conv.weight for conv in convolutions],
-        [conv.bias for conv in convolutions],
-        windows,
-        [conv.residual for conv in convolutions],
-        [conv.relu for conv in convolutions],
-        outs,
-        None if config is None else config.encode(),
-        input_precision,
-    )
+    outs = [check_problem(_OPERATOR, conv).empty() if out is None else out for conv, out in convolutions]
+    columns = zip(*(conv.in_schema() for conv, _ in convolutions), strict=True)
+    xs, weights, biases, *geometry, residuals, relus = map(list, columns)
+    numbers = [number for pairs in zip(*geometry, strict=True) for pair in pairs for number in pair]
+    encoded = None if config is None else config.encode()
+    _CONV2D_GROUP(xs, weights, biases, numbers, residuals, relus, outs, encoded, input_precision)
     return outs
 
 
 def conv2d_group_ref(convolutions: Sequence[GroupedConv], config: ConvConfig | None = None, input_precision: str = "ieee") -> list[Tensor]:
     """`conv2d_group` as one PyTorch convolution after the other; config and input_precision say nothing to it."""
     _check_count(convolutions)
-    results = []
-    for conv in convolutions:
-        window = make_window(_OPERATOR, conv.weight, conv.stride, conv.padding, conv.dilation)
-        y = convolve(conv.x, conv.weight, conv.bias, window, conv.residual, conv.relu)
-        results.append(y if conv.out is None else conv.out.copy_(y))
-    return results
+    results = [convolve(_OPERATOR, conv) for conv, _ in convolutions]
+    return [y if out is None else out.copy_(y) for (_, out), y in zip(convolutions, results, strict=True)]
 
 
 def _check_count(convolutions: Sequence[GroupedConv]) -> None:

@@ -66,16 +66,14 @@ def start_tile(
     cols,
     residual_ptr,
     residual_pixels,  # rows from here on have no residual
-    residual_stride_n,
-    residual_stride_h,
-    residual_stride_w,
+    residual_stride_n, residual_stride_h, residual_stride_w,
     stop_channel,
     out_height,
     out_width,
     FLAT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-):
+):  # fmt: skip
     """The residual, or zeros: [BLOCK_M, BLOCK_N], float32. Added first, while the registers of the reduction are still free, not last."""
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     if residual_ptr is not None:
@@ -97,9 +95,7 @@ def implicit_gemm(
     in_channels,
     out_height,
     out_width,
-    x_stride_n,
-    x_stride_h,
-    x_stride_w,
+    x_stride_n, x_stride_h, x_stride_w,
     w_stride_k,
     w_stride_s,
     kernel_height,
@@ -120,7 +116,7 @@ def implicit_gemm(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     """`acc` plus the products of steps first_step … last_step of the reduction."""
     depth = tl.arange(0, BLOCK_K)
     # [BLOCK_K, BLOCK_N], the reduction contiguous
@@ -195,9 +191,7 @@ def finish_tile(
     bias_ptr,
     bias_channels,  # cols from here on have no bias
     out_ptr,
-    out_stride_n,
-    out_stride_h,
-    out_stride_w,
+    out_stride_n, out_stride_h, out_stride_w,
     first_channel,
     stop_channel,
     pixels,
@@ -205,7 +199,7 @@ def finish_tile(
     out_width,
     relu,
     FLAT: tl.constexpr,
-):
+):  # fmt: skip
     """Bias, ReLU and the store of one tile into its destination."""
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + cols, mask=cols < bias_channels, other=0.0).to(tl.float32)[None, :]
@@ -244,14 +238,10 @@ def conv2d_kernel(
     problem,  # Problem
     destinations,  # NUM_DESTINATIONS × Destination; with SPLIT_K > 1 one, whose out_ptr is the workspace [SPLIT_K, N·P·Q, K], float32
     tiles_n,  # tiles of BLOCK_N channels, over all destinations
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     CHANNEL_STEPS: tl.constexpr,
     NUM_DESTINATIONS: tl.constexpr,
     SPLIT_K: tl.constexpr,
@@ -265,7 +255,8 @@ def conv2d_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
+    """One tile of pixels and output channels, of all of the reduction or of one of its SPLIT_K parts."""
     # Channel tiles run fastest: the programs that read the same pixels run at the same time, and the whole weight stays in L2 anyway.
     tile_m = tl.program_id(0) // tiles_n
     tile_n = tl.program_id(0) % tiles_n
@@ -283,76 +274,23 @@ def conv2d_kernel(
         first_step = 0
         last_step = steps
     acc = start_tile(
-        rows,
-        cols,
-        problem.residual_ptr,
-        pixels,
-        problem.residual_stride_n,
-        problem.residual_stride_h,
-        problem.residual_stride_w,
-        stop_channel,
-        problem.out_height,
-        problem.out_width,
-        FLAT,
-        BLOCK_M,
-        BLOCK_N,
-    )
+        rows, cols, problem.residual_ptr, pixels, problem.residual_stride_n, problem.residual_stride_h,
+        problem.residual_stride_w, stop_channel, problem.out_height, problem.out_width, FLAT, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+    # Rows and columns past the end repeat the last one instead of being masked: they are computed and not stored.
     acc = implicit_gemm(
-        acc,
-        problem.x_ptr,
-        problem.w_ptr,
-        # Rows and columns past the end repeat the last one instead of being masked: they are computed and not stored.
-        tl.minimum(rows, pixels - 1),
-        tl.minimum(cols, stop_channel - 1),
-        problem.height,
-        problem.width,
-        problem.in_channels,
-        problem.out_height,
-        problem.out_width,
-        problem.x_stride_n,
-        problem.x_stride_h,
-        problem.x_stride_w,
-        problem.w_stride_k,
-        problem.w_stride_s,
-        R,
-        S,
-        STRIDE_H,
-        STRIDE_W,
-        PAD_H,
-        PAD_W,
-        DILATION_H,
-        DILATION_W,
-        first_step,
-        last_step,
-        POINTWISE,
-        EVEN_C,
-        CHANNELS_OUTER,
-        INPUT_PRECISION,
-        UPCAST,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-    )
+        acc, problem.x_ptr, problem.w_ptr, tl.minimum(rows, pixels - 1), tl.minimum(cols, stop_channel - 1),
+        problem.height, problem.width, problem.in_channels, problem.out_height, problem.out_width,
+        problem.x_stride_n, problem.x_stride_h, problem.x_stride_w, problem.w_stride_k, problem.w_stride_s, R, S,
+        STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W, first_step, last_step, POINTWISE, EVEN_C,
+        CHANNELS_OUTER, INPUT_PRECISION, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
     if SPLIT_K > 1:
         out_ptr += part.to(tl.int64) * pixels * problem.out_channels
     finish_tile(
-        acc,
-        rows,
-        cols,
-        problem.bias_ptr,
-        stop_channel,
-        out_ptr,
-        out_stride_n,
-        out_stride_h,
-        out_stride_w,
-        first_channel,
-        stop_channel,
-        pixels,
-        problem.out_height,
-        problem.out_width,
-        RELU,
-        FLAT,
-    )
+        acc, rows, cols, problem.bias_ptr, stop_channel, out_ptr, out_stride_n, out_stride_h, out_stride_w,
+        first_channel, stop_channel, pixels, problem.out_height, problem.out_width, RELU, FLAT,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["pixels"])
@@ -369,6 +307,7 @@ def sum_parts_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    """The sum of the parts of one tile, in order, and its epilogue."""
     tile_m = tl.program_id(0) // tiles_n
     tile_n = tl.program_id(0) % tiles_n
     out_ptr, out_stride_n, out_stride_h, out_stride_w, first_channel, stop_channel, first_tile = destination_of(
@@ -379,38 +318,13 @@ def sum_parts_kernel(
     stored = (rows < pixels)[:, None] & (cols < stop_channel)[None, :]
     part_ptrs = workspace_ptr + rows.to(tl.int64)[:, None] * problem.out_channels + cols[None, :]
     acc = start_tile(
-        rows,
-        cols,
-        problem.residual_ptr,
-        pixels,
-        problem.residual_stride_n,
-        problem.residual_stride_h,
-        problem.residual_stride_w,
-        stop_channel,
-        problem.out_height,
-        problem.out_width,
-        FLAT,
-        BLOCK_M,
-        BLOCK_N,
-    )
+        rows, cols, problem.residual_ptr, pixels, problem.residual_stride_n, problem.residual_stride_h,
+        problem.residual_stride_w, stop_channel, problem.out_height, problem.out_width, FLAT, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
     for _ in range(parts):
         acc += tl.load(part_ptrs, mask=stored, other=0.0)
         part_ptrs += pixels.to(tl.int64) * problem.out_channels
     finish_tile(
-        acc,
-        rows,
-        cols,
-        problem.bias_ptr,
-        stop_channel,
-        out_ptr,
-        out_stride_n,
-        out_stride_h,
-        out_stride_w,
-        first_channel,
-        stop_channel,
-        pixels,
-        problem.out_height,
-        problem.out_width,
-        RELU,
-        FLAT,
-    )
+        acc, rows, cols, problem.bias_ptr, stop_channel, out_ptr, out_stride_n, out_stride_h, out_stride_w,
+        first_channel, stop_channel, pixels, problem.out_height, problem.out_width, RELU, FLAT,
+    )  # fmt: skip

@@ -8,17 +8,18 @@ out the same at every run. Sums of BLOCK_P lanes are added as a tree.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastcnn.errors import InputError
-from fastcnn.kernels.launching import check_activation, launch, offsets_need_int64
+from fastcnn.kernels.launching import ceil_div, check_activation, launch, offsets_need_int64
+from fastcnn.kernels.operators import ONE_TENSOR, Operator, Result
 
 # 64 channels are one line of 128 bytes in fp16 for each pixel; the last feature maps (7×7, 8×8) take two steps. At batch 1 with 2048 channels that
 # makes 32 programs: too few to fill a GPU, but one of few microseconds.
 _BLOCK_P, _BLOCK_C, _NUM_WARPS = 32, 64, 4
+_OPERATOR = "global_avg_pool2d"
 
 
 @triton.jit
@@ -58,20 +59,25 @@ def _global_avg_pool2d_kernel(
     tl.store(out_ptr + n * out_stride_n + channel * out_stride_c, mean.to(out_ptr.dtype.element_ty), mask=is_channel)
 
 
-def _checked_output_shape(x: Tensor) -> list[int]:
-    check_activation("global_avg_pool2d", "x", x)
+def _check(x: Tensor) -> Result:
+    check_activation(_OPERATOR, "x", x)
     n, c, h, w = x.shape
     if h == 0 or w == 0:
-        raise InputError(f"global_avg_pool2d: x of shape {list(x.shape)} has no pixels to average")
-    return [n, c]
+        raise InputError(f"{_OPERATOR}: x of shape {list(x.shape)} has no pixels to average")
+    return Result(_OPERATOR, [n, c], x)
 
 
-def _launch(x: Tensor, out: Tensor) -> None:
+def _check_output(operator: str, out: Tensor, shape: list[int], x: Tensor) -> None:
+    if list(out.shape) != shape or out.dtype != x.dtype or out.device != x.device:
+        raise InputError(f"{operator}: out must be {shape}, {x.dtype}, on {x.device}; got {list(out.shape)}, {out.dtype}, on {out.device}")
+
+
+def _run(x: Tensor, out: Tensor) -> None:
     n, c, h, w = x.shape
     launch(
-        "global_avg_pool2d",
+        _OPERATOR,
         _global_avg_pool2d_kernel,
-        (n * triton.cdiv(c, _BLOCK_C),),
+        (n * ceil_div(c, _BLOCK_C),),
         x,
         out,
         *x.stride(),
@@ -87,29 +93,7 @@ def _launch(x: Tensor, out: Tensor) -> None:
     )
 
 
-@torch.library.custom_op("fastcnn::global_avg_pool2d", mutates_args=(), schema="(Tensor x) -> Tensor")
-def _global_avg_pool2d(x: Tensor) -> Tensor:
-    out = _global_avg_pool2d_fake(x)
-    _launch(x, out)
-    return out
-
-
-@_global_avg_pool2d.register_fake
-def _global_avg_pool2d_fake(x: Tensor) -> Tensor:
-    return torch.empty(_checked_output_shape(x), dtype=x.dtype, device=x.device)
-
-
-@torch.library.custom_op("fastcnn::global_avg_pool2d_out", mutates_args=("out",), schema="(Tensor x, Tensor(a!) out) -> ()")
-def _global_avg_pool2d_out(x: Tensor, out: Tensor) -> None:
-    _global_avg_pool2d_out_fake(x, out)
-    _launch(x, out)
-
-
-@_global_avg_pool2d_out.register_fake
-def _global_avg_pool2d_out_fake(x: Tensor, out: Tensor) -> None:
-    shape = _checked_output_shape(x)
-    if list(out.shape) != shape or out.dtype != x.dtype or out.device != x.device:
-        raise InputError(f"global_avg_pool2d: out must be {shape}, {x.dtype}, on {x.device}; got {list(out.shape)}, {out.dtype}, on {out.device}")
+_GLOBAL_AVG_POOL2D = Operator(_OPERATOR, "Tensor x", lambda x: x, _check, _run, ONE_TENSOR._replace(check=_check_output))
 
 
 def global_avg_pool2d(x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -126,10 +110,7 @@ def global_avg_pool2d(x: Tensor, out: Tensor | None = None) -> Tensor:
         InputError (a ValueError): x is not [N, C, H, W] with at least one pixel, or `out` does not fit.
         BackendError: the tensors are not on a CUDA device and Triton does not interpret.
     """
-    if out is None:
-        return torch.ops.fastcnn.global_avg_pool2d(x)
-    torch.ops.fastcnn.global_avg_pool2d_out(x, out)
-    return out
+    return _GLOBAL_AVG_POOL2D((x,), out)
 
 
 def global_avg_pool2d_ref(x: Tensor, out: Tensor | None = None) -> Tensor:

@@ -27,7 +27,7 @@ ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # What one thread loads or stores at once, at most.
 _VECTOR_BYTES = 16
-_INT32_LIMIT = 2**31
+INT32_LIMIT = 2**31
 _counters: ContextVar[tuple[Counter[str], ...]] = ContextVar("fastcnn_launch_counters", default=())
 _instead: ContextVar[Callable[..., object] | None] = ContextVar("fastcnn_instead_of_launching", default=None)
 
@@ -107,6 +107,29 @@ def check_activation(operator: str, name: str, x: Tensor, like: Tensor | None = 
         raise InputError(f"{operator}: {name} of shape {list(x.shape)} is {x.dtype} on {x.device}, expected {like.dtype} on {like.device}")
 
 
+def check_channels_last(operator: str, x: Tensor) -> None:
+    """Refuses an activation x whose channels are not next to each other in memory, or that has none.
+
+    Raises:
+        InputError: names its shape and strides.
+    """
+    if x.shape[1] == 0 or (x.stride(1) != 1 and x.shape[1] > 1):
+        raise InputError(f"{operator}: x of shape {list(x.shape)} must be channels_last or a channel slice of it, its strides are {x.stride()}")
+
+
+def check_vector(operator: str, name: str, vector: Tensor, x: Tensor) -> None:
+    """Refuses what is not a dense vector in float32 of one number for each channel of `x`, on its device.
+
+    Raises:
+        InputError: names the vector and its shape, dtype or device.
+    """
+    shape = [x.shape[1]]
+    if list(vector.shape) != shape or vector.dtype != torch.float32 or vector.device != x.device or not vector.is_contiguous():
+        raise InputError(
+            f"{operator}: {name} must be contiguous, {shape} and float32 on {x.device}, got {list(vector.shape)} {vector.dtype} on {vector.device}"
+        )
+
+
 def check_bias(operator: str, name: str, bias: Tensor | None, channels: int, x: Tensor) -> None:
     """Refuses a bias that is not a dense vector [channels] in float32 or in the dtype of `x`, on its device; None passes.
 
@@ -177,7 +200,17 @@ def offsets_need_int64(*tensors: Tensor) -> bool:
     A quarter of the range is left to the last block, whose masked lanes may count past the end.
     """
     furthest = (sum((size - 1) * abs(stride) for size, stride in zip(t.shape, t.stride(), strict=True)) for t in tensors if t.numel())
-    return max([*furthest, *(t.numel() for t in tensors)], default=0) >= _INT32_LIMIT * 3 // 4
+    return max([*furthest, *(t.numel() for t in tensors)], default=0) >= INT32_LIMIT * 3 // 4
+
+
+def ceil_div(count: int, size: int) -> int:
+    """Blocks of `size` that hold `count`. Triton's own takes microseconds of every launch."""
+    return -(-count // size)
+
+
+def passes_int32(count: int) -> bool:
+    """Whether `count` is 2^31 or more. A symbolic one is not looked at: tracing must not bound it, and every call looks again."""
+    return isinstance(count, int) and count >= INT32_LIMIT
 
 
 def pixel_strides(t: Tensor, flat: bool) -> tuple[int, int, int]:

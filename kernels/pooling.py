@@ -14,6 +14,7 @@ neighbours.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.errors import InputError
-from fastcnn.kernels.launching import check_activation, check_bias, check_output, launch, offsets_need_int64, vector_width
+from fastcnn.kernels.launching import ceil_div, check_activation, check_bias, launch, offsets_need_int64, vector_width
+from fastcnn.kernels.operators import Operator, Result
 
 # The same number for height and width, or one for each.
 OneOrTwo = int | list[int] | tuple[int, ...]
@@ -123,43 +125,62 @@ def _output_size(size: int, kernel: int, stride: int, padding: int, dilation: in
     return count - 1 if ceil_mode and (count - 1) * stride >= size + padding else count
 
 
-def _checked_output_shape(
-    reduction: str,
-    x: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
-    bias: Tensor | None,
-) -> list[int]:
-    operator = f"{reduction}_pool2d"
+class PoolWindow(NamedTuple):
+    """The windows of a pool, as in `torch.nn.functional.max_pool2d` and `avg_pool2d`; one integer, or one for each of height and width.
+
+    Attributes:
+        stride: that of the kernel if None.
+        dilation: of a maximum only.
+        count_include_pad: of an average: whether the padding counts in what it divides by.
+    """
+
+    kernel_size: OneOrTwo
+    stride: OneOrTwo | None = None
+    padding: OneOrTwo = 0
+    dilation: OneOrTwo = 1
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+
+
+class _Arguments(NamedTuple):
+    reduction: str
+    x: Tensor
+    kernel_size: Sequence[int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    ceil_mode: bool
+    count_include_pad: bool
+    bias: Tensor | None
+    relu: bool
+
+    @property
+    def operator(self) -> str:
+        """The public name."""
+        return f"{self.reduction}_pool2d"
+
+
+def _check(arguments: _Arguments) -> Result:
+    operator, x, ceil_mode = arguments.operator, arguments.x, arguments.ceil_mode
+    kernel_size, stride, padding, dilation = arguments.kernel_size, arguments.stride, arguments.padding, arguments.dilation
     check_activation(operator, "x", x)
     n, c, h, w = x.shape
-    check_bias(operator, "bias", bias, c, x)
-    window = [dilation[i] * (kernel_size[i] - 1) + 1 for i in range(2)]
+    check_bias(operator, "bias", arguments.bias, c, x)
     if any(2 * padding[i] > kernel_size[i] for i in range(2)):
         raise InputError(
             f"{operator}: padding {list(padding)} must be at most half of kernel_size {list(kernel_size)}, x has the shape {list(x.shape)}"
         )
     sizes = [_output_size(size, kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode) for i, size in enumerate((h, w))]
     if h == 0 or w == 0 or min(sizes) < 1:
+        window = [dilation[i] * (kernel_size[i] - 1) + 1 for i in range(2)]
         raise InputError(f"{operator}: the window {window} with padding {list(padding)} does not fit into x of shape {list(x.shape)}")
-    return [n, c, *sizes]
+    return Result(operator, [n, c, *sizes], x)
 
 
-def _launch(
-    reduction: str,
-    x: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    count_include_pad: bool,
-    bias: Tensor | None,
-    relu: bool,
-    out: Tensor,
-) -> None:
+def _run(arguments: _Arguments, out: Tensor) -> None:
+    x, bias = arguments.x, arguments.bias
+    kernel_size, stride, padding, dilation = arguments.kernel_size, arguments.stride, arguments.padding, arguments.dilation
+    count_include_pad = arguments.count_include_pad
     n, c, h, w = x.shape
     out_h, out_w = out.shape[2:]
     if out.numel() == 0:
@@ -173,14 +194,14 @@ def _launch(
     end = [(size - 1) * stride[i] - padding[i] + kernel_size[i] for i, size in enumerate((out_h, out_w))]
     full_windows = end[0] <= h + padding[0] and end[1] <= w + padding[1] and (count_include_pad or not any(padding))
     launch(
-        f"{reduction}_pool2d",
+        arguments.operator,
         _pool2d_kernel,
-        (triton.cdiv(out.numel() // vec, _BLOCK_V),),
+        (ceil_div(out.numel() // vec, _BLOCK_V),),
         x,
         bias,
         out,
         c // vec,
-        *(stride // x_unit for stride in x.stride()),
+        *(step // x_unit for step in x.stride()),
         *(out.stride(axis) // vec for axis in (0, 2, 3)),
         n * out_h * out_w,
         h,
@@ -195,11 +216,11 @@ def _launch(
         PADDING_W=padding[1],
         DILATION_H=dilation[0],
         DILATION_W=dilation[1],
-        IS_MAX=reduction == "max",
+        IS_MAX=arguments.reduction == "max",
         FULL_WINDOWS=full_windows,
         COUNT_INCLUDE_PAD=count_include_pad,
         HAS_BIAS=bias is not None,
-        RELU=relu,
+        RELU=arguments.relu,
         CHANNELS_LAST=channels_last,
         INT64=offsets_need_int64(x, out),
         VEC=vec,
@@ -210,81 +231,14 @@ def _launch(
     )
 
 
-_ARGUMENTS = (
-    "str reduction, Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode, bool count_include_pad, "
-    "Tensor? bias, bool relu"
+_POOL2D = Operator(
+    "pool2d",
+    "str reduction, Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode, "
+    "bool count_include_pad, Tensor? bias, bool relu",
+    _Arguments,
+    _check,
+    _run,
 )
-
-
-@torch.library.custom_op("fastcnn::pool2d", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
-def _pool2d(
-    reduction: str,
-    x: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
-    count_include_pad: bool,
-    bias: Tensor | None,
-    relu: bool,
-) -> Tensor:
-    out = _pool2d_fake(reduction, x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, bias, relu)
-    _launch(reduction, x, kernel_size, stride, padding, dilation, count_include_pad, bias, relu, out)
-    return out
-
-
-@_pool2d.register_fake
-def _pool2d_fake(
-    reduction: str,
-    x: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
-    count_include_pad: bool,
-    bias: Tensor | None,
-    relu: bool,
-) -> Tensor:
-    shape = _checked_output_shape(reduction, x, kernel_size, stride, padding, dilation, ceil_mode, bias)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-@torch.library.custom_op("fastcnn::pool2d_out", mutates_args=("out",), schema=f"({_ARGUMENTS}, Tensor(a!) out) -> ()")
-def _pool2d_out(
-    reduction: str,
-    x: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
-    count_include_pad: bool,
-    bias: Tensor | None,
-    relu: bool,
-    out: Tensor,
-) -> None:
-    _pool2d_out_fake(reduction, x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, bias, relu, out)
-    _launch(reduction, x, kernel_size, stride, padding, dilation, count_include_pad, bias, relu, out)
-
-
-@_pool2d_out.register_fake
-def _pool2d_out_fake(
-    reduction: str,
-    x: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
-    count_include_pad: bool,
-    bias: Tensor | None,
-    relu: bool,
-    out: Tensor,
-) -> None:
-    shape = _checked_output_shape(reduction, x, kernel_size, stride, padding, dilation, ceil_mode, bias)
-    check_output(f"{reduction}_pool2d", out, shape, x)
 
 
 def _pair(operator: str, name: str, value: OneOrTwo, least: int) -> tuple[int, int]:
@@ -294,57 +248,32 @@ def _pair(operator: str, name: str, value: OneOrTwo, least: int) -> tuple[int, i
     return pair[0], pair[1]
 
 
-def _run(
-    reduction: str,
-    x: Tensor,
-    kernel_size: OneOrTwo,
-    stride: OneOrTwo | None,
-    padding: OneOrTwo,
-    dilation: OneOrTwo,
-    ceil_mode: bool,
-    count_include_pad: bool,
-    bias: Tensor | None,
-    relu: bool,
-    out: Tensor | None,
-) -> Tensor:
+def _arguments(reduction: str, x: Tensor, window: PoolWindow, bias: Tensor | None, relu: bool) -> _Arguments:
     operator = f"{reduction}_pool2d"
-    arguments = (
+    return _Arguments(
         reduction,
         x,
-        _pair(operator, "kernel_size", kernel_size, 1),
-        _pair(operator, "stride", kernel_size if stride is None else stride, 1),
-        _pair(operator, "padding", padding, 0),
-        _pair(operator, "dilation", dilation, 1),
-        ceil_mode,
-        count_include_pad,
+        _pair(operator, "kernel_size", window.kernel_size, 1),
+        _pair(operator, "stride", window.kernel_size if window.stride is None else window.stride, 1),
+        _pair(operator, "padding", window.padding, 0),
+        _pair(operator, "dilation", window.dilation, 1),
+        window.ceil_mode,
+        reduction == "avg" and window.count_include_pad,
         bias,
         relu,
     )
-    if out is None:
-        return torch.ops.fastcnn.pool2d(*arguments)
-    torch.ops.fastcnn.pool2d_out(*arguments, out)
-    return out
 
 
-def max_pool2d(
-    x: Tensor,
-    kernel_size: OneOrTwo,
-    stride: OneOrTwo | None = None,
-    padding: OneOrTwo = 0,
-    dilation: OneOrTwo = 1,
-    ceil_mode: bool = False,
-    bias: Tensor | None = None,
-    relu: bool = False,
-    out: Tensor | None = None,
-) -> Tensor:
+def max_pool2d(x: Tensor, window: PoolWindow, bias: Tensor | None = None, relu: bool = False, out: Tensor | None = None) -> Tensor:
     """The maximum of each window, then bias and ReLU where asked for, in one launch. NaN in a window gives NaN; padding is minus infinity.
 
     Args:
         x: [N, C, H, W] in float16, bfloat16 or float32. Any strides; fast for channels_last and channel slices of it.
-        kernel_size, stride, padding, dilation, ceil_mode: as in `torch.nn.functional.max_pool2d`; one integer or one for each of height and width.
+        window: which pixels a maximum is taken of.
         bias: [C] in float32 or in the dtype of x.
         relu: whether ReLU follows.
-        out: where to write, [N, C, OUT_H, OUT_W]: channels_last or a channel slice of a larger channels_last buffer. Must not overlap x.
+        out: where to write, [N, C, OUT_H, OUT_W]: channels_last or a channel slice of a larger channels_last buffer. Must not
+            overlap x.
 
     Returns:
         `out`, or a new channels_last tensor, [N, C, OUT_H, OUT_W] in the dtype of x.
@@ -353,78 +282,38 @@ def max_pool2d(
         InputError (a ValueError): shapes, dtypes or devices do not fit together, or no window fits into x.
         BackendError: the tensors are not on a CUDA device and Triton does not interpret.
     """
-    return _run("max", x, kernel_size, stride, padding, dilation, ceil_mode, False, bias, relu, out)
+    return _POOL2D(_arguments("max", x, window, bias, relu), out)
 
 
-def max_pool2d_ref(
-    x: Tensor,
-    kernel_size: OneOrTwo,
-    stride: OneOrTwo | None = None,
-    padding: OneOrTwo = 0,
-    dilation: OneOrTwo = 1,
-    ceil_mode: bool = False,
-    bias: Tensor | None = None,
-    relu: bool = False,
-    out: Tensor | None = None,
-) -> Tensor:
+def max_pool2d_ref(x: Tensor, window: PoolWindow, bias: Tensor | None = None, relu: bool = False, out: Tensor | None = None) -> Tensor:
     """What `max_pool2d` computes, in PyTorch."""
-    return _finish(F.max_pool2d(x.float(), kernel_size, stride, padding, dilation, ceil_mode), x, bias, relu, out)
+    geometry = (window.kernel_size, window.stride, window.padding, window.dilation, window.ceil_mode)
+    return _finish(F.max_pool2d(x.float(), *geometry), x, bias, relu, out)
 
 
-def avg_pool2d(
-    x: Tensor,
-    kernel_size: OneOrTwo,
-    stride: OneOrTwo | None = None,
-    padding: OneOrTwo = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-    bias: Tensor | None = None,
-    relu: bool = False,
-    out: Tensor | None = None,
-) -> Tensor:
+def avg_pool2d(x: Tensor, window: PoolWindow, bias: Tensor | None = None, relu: bool = False, out: Tensor | None = None) -> Tensor:
     """The average of each window, summed in float32, then bias and ReLU where asked for, in one launch; rounded once.
 
-    Args:
-        x: [N, C, H, W] in float16, bfloat16 or float32. Any strides; fast for channels_last and channel slices of it.
-        kernel_size, stride, padding, ceil_mode, count_include_pad: as in `torch.nn.functional.avg_pool2d`; one integer or one for each of height
-            and width.
-        divisor_override: not supported; must be None.
-        bias: [C] in float32 or in the dtype of x.
-        relu: whether ReLU follows.
-        out: where to write, [N, C, OUT_H, OUT_W]: channels_last or a channel slice of a larger channels_last buffer. Must not overlap x.
-
-    Returns:
-        `out`, or a new channels_last tensor, [N, C, OUT_H, OUT_W] in the dtype of x.
+    Args and what is returned as for `max_pool2d`.
 
     Raises:
-        InputError (a ValueError): shapes, dtypes or devices do not fit together, no window fits into x, or `divisor_override` is given.
+        InputError (a ValueError): as `max_pool2d`, or the window is dilated.
         BackendError: the tensors are not on a CUDA device and Triton does not interpret.
     """
-    _refuse_divisor(divisor_override)
-    return _run("avg", x, kernel_size, stride, padding, 1, ceil_mode, count_include_pad, bias, relu, out)
+    _refuse_dilation(window)
+    return _POOL2D(_arguments("avg", x, window, bias, relu), out)
 
 
-def avg_pool2d_ref(
-    x: Tensor,
-    kernel_size: OneOrTwo,
-    stride: OneOrTwo | None = None,
-    padding: OneOrTwo = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-    bias: Tensor | None = None,
-    relu: bool = False,
-    out: Tensor | None = None,
-) -> Tensor:
+def avg_pool2d_ref(x: Tensor, window: PoolWindow, bias: Tensor | None = None, relu: bool = False, out: Tensor | None = None) -> Tensor:
     """What `avg_pool2d` computes, in PyTorch."""
-    _refuse_divisor(divisor_override)
-    return _finish(F.avg_pool2d(x.float(), kernel_size, stride, padding, ceil_mode, count_include_pad), x, bias, relu, out)
+    _refuse_dilation(window)
+    geometry = (window.kernel_size, window.stride, window.padding, window.ceil_mode, window.count_include_pad)
+    return _finish(F.avg_pool2d(x.float(), *geometry), x, bias, relu, out)
 
 
-def _refuse_divisor(divisor_override: int | None) -> None:
-    if divisor_override is not None:
-        raise InputError(f"avg_pool2d: divisor_override={divisor_override} is not supported; leave it out, or pool with PyTorch")
+def _refuse_dilation(window: PoolWindow) -> None:
+    if window.dilation not in (1, (1, 1), [1, 1]):
+        raise InputError(f"avg_pool2d: an average has no dilation, got {window.dilation}; leave it out, or pool with PyTorch")
 
 
 def _finish(y: Tensor, x: Tensor, bias: Tensor | None, relu: bool, out: Tensor | None) -> Tensor:

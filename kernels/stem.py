@@ -13,7 +13,7 @@ scale and shift into weight and bias is not: the padding is 0 after the normalis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,16 +23,24 @@ from torch import Tensor
 
 from fastcnn.errors import InputError
 from fastcnn.kernels.convolution_kernels import finish_tile
-from fastcnn.kernels.convolution_problem import Pair, Window, check_input_precision, make_window
-from fastcnn.kernels.launching import ACTIVATION_DTYPES, check_bias, check_output, has_flat_pixels, launch, needs_upcast, pixel_strides
+from fastcnn.kernels.convolution_problem import Pair, Window, check_input_precision, make_pair, make_window
+from fastcnn.kernels.launching import (
+    ACTIVATION_DTYPES,
+    ceil_div,
+    check_bias,
+    check_vector,
+    has_flat_pixels,
+    launch,
+    needs_upcast,
+    passes_int32,
+    pixel_strides,
+)
+from fastcnn.kernels.operators import Operator, Result
 
 MAX_CHANNELS = 4
 INPUT_DTYPES = (torch.uint8, *ACTIVATION_DTYPES)
-ROW_MULTIPLE = 16
 
 _OPERATOR = "stem_conv2d"
-_INT32_LIMIT = 2**31
-
 
 # Every element of a step lies in registers while it is gathered, so steps are no longer than 32 and tiles have 64 pixels; a window that fits one step
 # leaves room for 128 in half precision. The result of a first layer is large: there are always enough tiles.
@@ -57,22 +65,14 @@ def _stem_conv2d_kernel(
     out_height,
     out_width,
     out_channels,
-    x_stride_n,
-    x_stride_c,
-    x_stride_h,
-    x_stride_w,
+    x_stride_n, x_stride_c, x_stride_h, x_stride_w,
     w_stride_k,
-    out_stride_n,
-    out_stride_h,
-    out_stride_w,
+    out_stride_n, out_stride_h, out_stride_w,
     tiles_n,
     C: tl.constexpr,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     FLAT: tl.constexpr,
     RELU: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
@@ -80,7 +80,7 @@ def _stem_conv2d_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     tile_m = tl.program_id(0) // tiles_n
     tile_n = tl.program_id(0) % tiles_n
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -113,23 +113,9 @@ def _stem_conv2d_kernel(
             w = w.to(tl.float32)
         acc = tl.dot(x, w, acc, input_precision=INPUT_PRECISION)
     finish_tile(
-        acc,
-        rows,
-        cols,
-        bias_ptr,
-        out_channels,
-        out_ptr,
-        out_stride_n,
-        out_stride_h,
-        out_stride_w,
-        0,
-        out_channels,
-        pixels,
-        out_height,
-        out_width,
-        RELU,
-        FLAT,
-    )
+        acc, rows, cols, bias_ptr, out_channels, out_ptr, out_stride_n, out_stride_h, out_stride_w, 0, out_channels,
+        pixels, out_height, out_width, RELU, FLAT,
+    )  # fmt: skip
 
 
 def pack_stem_weight(weight: Tensor) -> Tensor:
@@ -142,74 +128,90 @@ def pack_stem_weight(weight: Tensor) -> Tensor:
     return packed.copy_(weight.permute(0, 2, 3, 1))
 
 
-def _check(
-    x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, scale: Tensor | None, shift: Tensor | None, input_precision: str
-) -> list[int]:
-    """Refuses what the kernel cannot read, and gives the shape [N, K, P, Q] of the result.
+class StemConvolution(NamedTuple):
+    """The first convolution of a network: relu(bias + weight * (x·scale + shift)).
 
-    Raises:
-        InputError: names the tensor and its shape.
+    Attributes:
+        x: [N, C, H, W], C 1 to 4, uint8, float16, bfloat16 or float32, in any memory format: for pixels [N, H, W, C],
+            `pixels.permute(0, 3, 1, 2)`.
+        weight: [K, R, S, C] from `pack_stem_weight`; its dtype is that of the products and of the result.
+        bias: [K], float32 or the dtype of the weight.
+        stride, padding: one number, or (vertical, horizontal).
+        scale, shift: [C] float32, both or neither: x·scale + shift is what is convolved and padded with zeros.
+        relu: whether to clamp at 0; NaN stays NaN.
     """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    stride: Pair = 1
+    padding: Pair = 0
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    relu: bool = True
+
+    def window(self) -> Window:
+        """The kernel size that the weight has, with stride and padding.
+
+        Raises:
+            InputError: the weight is not packed, or a number is out of range.
+        """
+        return make_window(_OPERATOR, self.weight, self.stride, self.padding, 1)
+
+
+class _Arguments(NamedTuple):
+    stem: StemConvolution
+    input_precision: str
+
+
+def _check(arguments: _Arguments) -> Result:
+    stem, input_precision = arguments
+    x, weight, scale, shift, window = stem.x, stem.weight, stem.scale, stem.shift, stem.window()
     check_input_precision(_OPERATOR, input_precision)
     if x.dim() != 4 or not 1 <= x.shape[1] <= MAX_CHANNELS:
         raise InputError(f"{_OPERATOR}: x must have the shape [N, C, H, W] with 1 to {MAX_CHANNELS} channels, got {list(x.shape)}")
     if x.dtype not in INPUT_DTYPES:
         raise InputError(f"{_OPERATOR}: x of shape {list(x.shape)} has dtype {x.dtype}; supported are {', '.join(map(str, INPUT_DTYPES))}")
-    n, c, h, w = x.shape
+    c = x.shape[1]
     if weight.shape[3] != c or weight.stride()[1:] != (window.size[1] * c, c, 1):
         raise InputError(
             f"{_OPERATOR}: weight must come from pack_stem_weight, [K, R, S, {c}], got {list(weight.shape)} with strides {weight.stride()}"
         )
     if weight.dtype not in ACTIVATION_DTYPES or weight.device != x.device:
         raise InputError(f"{_OPERATOR}: weight is {weight.dtype} on {weight.device}, expected float16, bfloat16 or float32 on {x.device}")
-    check_bias(_OPERATOR, "bias", bias, weight.shape[0], weight)
+    check_bias(_OPERATOR, "bias", stem.bias, weight.shape[0], weight)
     if (scale is None) != (shift is None):
         raise InputError(f"{_OPERATOR}: scale and shift come together, one of them is None")
     for name, vector in (("scale", scale), ("shift", shift)):
-        if vector is not None and (list(vector.shape) != [c] or vector.dtype != torch.float32 or vector.device != x.device or vector.stride(0) != 1):
-            raise InputError(
-                f"{_OPERATOR}: {name} must be contiguous, [{c}] and float32 on {x.device}, got {list(vector.shape)} {vector.dtype} on {vector.device}"
-            )
-    shape = [n, weight.shape[0], *window.out_size(h, w)]
-    if min(shape[2:]) < 1:
-        raise InputError(f"{_OPERATOR}: x of shape {list(x.shape)} is smaller than the window {window}")
-    if n * shape[2] * shape[3] + _BLOCK_M_ONE_STEP >= _INT32_LIMIT:
+        if vector is not None:
+            check_vector(_OPERATOR, name, vector, x)
+    shape = window.out_shape(_OPERATOR, x, weight)
+    if passes_int32(shape[0] * shape[2] * shape[3] + _BLOCK_M_ONE_STEP):
         raise InputError(f"{_OPERATOR}: x of shape {list(x.shape)} is too large: N·P·Q must be less than 2^31")
-    return shape
+    return Result(_OPERATOR, shape, weight)
 
 
-def _run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    window: Window,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    relu: bool,
-    out: Tensor,
-    input_precision: str,
-) -> None:
-    """Checks and launches."""
-    shape = _check(x, weight, bias, window, scale, shift, input_precision)
-    check_output(_OPERATOR, out, shape, out.new_empty(0, dtype=weight.dtype, device=weight.device))
-    n, k, p, q = shape
+def _run(arguments: _Arguments, out: Tensor) -> None:
+    stem, input_precision = arguments
+    x, weight, window = stem.x, stem.weight, stem.window()
+    n, k, p, q = out.shape
     depth = window.size[0] * window.size[1] * x.shape[1]
     block_m = _BLOCK_M_ONE_STEP if weight.dtype.itemsize == 2 and depth <= _LONGEST_STEP else _BLOCK_M
     block_n = min(_WIDEST_BLOCK_N, max(_LEAST_BLOCK, triton.next_power_of_2(k)))
     flat = has_flat_pixels(out)
     constants = window.constants()
     del constants["DILATION_H"], constants["DILATION_W"]
-    tiles_n = triton.cdiv(k, block_n)
+    tiles_n = ceil_div(k, block_n)
     launch(
         _OPERATOR,
         _stem_conv2d_kernel,
-        (triton.cdiv(n * p * q, block_m) * tiles_n,),
+        (ceil_div(n * p * q, block_m) * tiles_n,),
         n * p * q,
         x,
         weight,
-        bias,
-        scale,
-        shift,
+        stem.bias,
+        stem.scale,
+        stem.shift,
         out,
         *x.shape[2:],
         p,
@@ -223,7 +225,7 @@ def _run(
         **constants,
         C=x.shape[1],
         FLAT=flat,
-        RELU=relu,
+        RELU=stem.relu,
         INPUT_PRECISION=input_precision,
         UPCAST=needs_upcast(_stem_conv2d_kernel, weight),
         BLOCK_M=block_m,
@@ -233,83 +235,20 @@ def _run(
     )
 
 
-@torch.library.custom_op("fastcnn::stem_conv2d", mutates_args=())
-def _stem_conv2d_op(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    scale: Tensor | None,
-    shift: Tensor | None,
-    relu: bool,
-    input_precision: str,
-) -> Tensor:
-    window = make_window(_OPERATOR, weight, stride, padding, 1)
-    shape = _check(x, weight, bias, window, scale, shift, input_precision)
-    out = torch.empty(shape, dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
-    _run(x, weight, bias, window, scale, shift, relu, out, input_precision)
-    return out
+_STEM_CONV2D = Operator(
+    _OPERATOR,
+    "Tensor x, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, Tensor? scale, Tensor? shift, bool relu, {out}, str input_precision",
+    lambda *values: _Arguments(StemConvolution(*values[:8]), values[8]),
+    _check,
+    _run,
+)
 
 
-@_stem_conv2d_op.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    scale: Tensor | None,
-    shift: Tensor | None,
-    relu: bool,
-    input_precision: str,
-) -> Tensor:
-    p, q = make_window(_OPERATOR, weight, stride, padding, 1).out_size(x.shape[2], x.shape[3])
-    return torch.empty((x.shape[0], weight.shape[0], p, q), dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-@torch.library.custom_op("fastcnn::stem_conv2d_out", mutates_args=("out",))
-def _stem_conv2d_out_op(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    scale: Tensor | None,
-    shift: Tensor | None,
-    relu: bool,
-    out: Tensor,
-    input_precision: str,
-) -> None:
-    _run(x, weight, bias, make_window(_OPERATOR, weight, stride, padding, 1), scale, shift, relu, out, input_precision)
-
-
-@_stem_conv2d_out_op.register_fake
-def _(*arguments: object) -> None:
-    return None
-
-
-def stem_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    relu: bool = True,
-    out: Tensor | None = None,
-    input_precision: str = "ieee",
-) -> Tensor:
+def stem_conv2d(stem: StemConvolution, out: Tensor | None = None, input_precision: str = "ieee") -> Tensor:
     """Normalisation, convolution of few input channels, bias and ReLU in one launch.
 
     Args:
-        x: [N, C, H, W], C 1 to 4, uint8, float16, bfloat16 or float32, in any memory format: for pixels [N, H, W, C], `pixels.permute(0, 3, 1, 2)`.
-        weight: [K, R, S, C] from `pack_stem_weight`; its dtype is that of the products and of the result.
-        bias: [K], float32 or the dtype of the weight.
-        stride, padding: one number, or (vertical, horizontal).
-        scale, shift: [C] float32, both or neither: x·scale + shift is what is convolved and padded with zeros.
-        relu: whether to clamp at 0; NaN stays NaN.
+        stem: what to compute.
         out: [N, K, P, Q] to write into, channels_last or a channel slice of it; allocated channels_last if None.
         input_precision: "ieee" or "tf32", for float32 weights.
 
@@ -317,31 +256,19 @@ def stem_conv2d(
         InputError: a tensor has the wrong shape, dtype, device or memory format.
         BackendError: the tensors are not on a CUDA device and Triton does not interpret.
     """
-    window = make_window(_OPERATOR, weight, stride, padding, 1)
-    geometry = (list(window.stride), list(window.padding))
-    if out is None:
-        return _stem_conv2d_op(x, weight, bias, *geometry, scale, shift, relu, input_precision)
-    _stem_conv2d_out_op(x, weight, bias, *geometry, scale, shift, relu, out, input_precision)
-    return out
+    geometry = list(make_pair(stem.stride)), list(make_pair(stem.padding))
+    values = (stem.x, stem.weight, stem.bias, *geometry, stem.scale, stem.shift, stem.relu, input_precision)
+    return _STEM_CONV2D(values, out)
 
 
-def stem_conv2d_ref(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    relu: bool = True,
-    out: Tensor | None = None,
-    input_precision: str = "ieee",
-) -> Tensor:
+def stem_conv2d_ref(stem: StemConvolution, out: Tensor | None = None, input_precision: str = "ieee") -> Tensor:
     """`stem_conv2d` in PyTorch's own operations: normalises in float32 (float64 for a float64 weight), convolves in the weight's dtype."""
+    x, weight, scale, shift = stem.x, stem.weight, stem.scale, stem.shift
     if scale is not None and shift is not None:
         wide = torch.promote_types(torch.float32, weight.dtype)
         x = x.to(wide) * scale.to(wide).view(-1, 1, 1) + shift.to(wide).view(-1, 1, 1)
-    y = F.conv2d(x.to(weight.dtype), weight.permute(0, 3, 1, 2), None if bias is None else bias.to(weight.dtype), stride, padding)
-    if relu:
+    bias = None if stem.bias is None else stem.bias.to(weight.dtype)
+    y = F.conv2d(x.to(weight.dtype), weight.permute(0, 3, 1, 2), bias, stem.stride, stem.padding)
+    if stem.relu:
         y = F.relu(y)
     return y.contiguous(memory_format=torch.channels_last) if out is None else out.copy_(y)

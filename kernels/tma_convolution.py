@@ -28,19 +28,30 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastcnn.errors import InputError
-from fastcnn.kernels.convolution import conv2d_bias_relu_ref
 from fastcnn.kernels.convolution_problem import (
-    Pair,
+    SCATTERED,
+    SCHEMA,
+    Convolution,
     Split,
-    Window,
-    check_destinations,
     check_input_precision,
     check_problem,
+    compute,
+    compute_ref,
     make_destinations,
     make_pair,
-    make_window,
 )
-from fastcnn.kernels.launching import device_limits, has_flat_pixels, is_interpreted, launch, needs_upcast, pixel_stride, pixel_strides
+from fastcnn.kernels.launching import (
+    ACTIVATION_DTYPES,
+    ceil_div,
+    device_limits,
+    has_flat_pixels,
+    is_interpreted,
+    launch,
+    needs_upcast,
+    pixel_stride,
+    pixel_strides,
+)
+from fastcnn.kernels.operators import Operator, Result
 from fastcnn.kernels.tma_convolution_configs import TmaConfig, TmaSize, choose_tma_config, tma_configs_for
 from fastcnn.kernels.tma_convolution_kernels import conv2d_tma_kernel
 
@@ -60,46 +71,54 @@ class _Pixels(NamedTuple):
     columns: int
 
 
-def supports_tma(x: Tensor, weight: Tensor, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1, input_precision: str = "ieee") -> str | None:
+def supports_tma(convolution: Convolution, input_precision: str = "ieee") -> str | None:
     """Why `conv2d_tma` cannot compute this convolution, in a few words; None if it can.
 
     Says nothing about requests that no convolution could serve, such as shapes that do not fit together.
-
-    Args:
-        x, weight, stride, padding, dilation, input_precision: as for `conv2d_tma`; padding and dilation may be anything.
     """
-    if make_pair(stride) != (1, 1):
-        return f"stride {make_pair(stride)}: only stride 1 reads boxes of neighbouring pixels"
+    return _why_not(convolution, input_precision) or _why_not_here(convolution, input_precision)
+
+
+def _why_not(convolution: Convolution, input_precision: str) -> str | None:
+    """A reason that fake tensors have too."""
+    x, stride = convolution.x, make_pair(convolution.stride)
+    if stride != (1, 1):
+        return f"stride {stride}: only stride 1 reads boxes of neighbouring pixels"
     if x.dtype == torch.float32 and input_precision != "tf32":
         return "float32 in full precision does not run on tensor cores; input_precision='tf32' does"
-    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+    if x.dtype not in ACTIVATION_DTYPES:
         return f"dtype {x.dtype}: supported are torch.float16, torch.bfloat16 and torch.float32 as tf32"
+    channels = x.shape[1]
+    if channels * x.element_size() < _TMA_ALIGNMENT:
+        return f"{channels} input channels: fewer than {_TMA_ALIGNMENT // x.element_size()} fill no {_TMA_ALIGNMENT} bytes"
+    strides = [x.stride(axis) * x.element_size() for axis in (0, 2, 3) if x.shape[axis] > 1]
+    if any(bytes_ <= 0 or bytes_ % _TMA_ALIGNMENT for bytes_ in strides):
+        return f"x has strides {x.stride()}, over pixels no multiples of {_TMA_ALIGNMENT} bytes"
+    return None
+
+
+def _why_not_here(convolution: Convolution, input_precision: str) -> str | None:
+    """A reason that the device or an address gives."""
+    x = convolution.x
     if x.device.type != "cuda" and not is_interpreted(conv2d_tma_kernel):
         return f"tensors on {x.device}: compiled kernels run on CUDA tensors"
     capability, _ = device_limits(x.device)
     if not tma_configs_for(x.dtype, capability, input_precision):
         return f"compute capability {capability // 10}.{capability % 10}: needs 9.0 (Hopper) or 10.x (Blackwell)"
-    channels = x.shape[1]
-    if channels * x.element_size() < _TMA_ALIGNMENT:
-        return f"{channels} input channels: fewer than {_TMA_ALIGNMENT // x.element_size()} fill no {_TMA_ALIGNMENT} bytes"
-    for name, tensor, axes in (("x", x, (0, 2, 3)), ("weight", weight, ())):
+    for name, tensor in (("x", x), ("weight", convolution.weight)):
         if tensor.numel() and tensor.data_ptr() % _TMA_ALIGNMENT:
             return f"{name} starts at an address that is no multiple of {_TMA_ALIGNMENT} bytes"
-        strides = [tensor.stride(axis) * tensor.element_size() for axis in axes if tensor.shape[axis] > 1]
-        if any(bytes_ <= 0 or bytes_ % _TMA_ALIGNMENT for bytes_ in strides):
-            return f"{name} has strides {tensor.stride()}, over pixels no multiples of {_TMA_ALIGNMENT} bytes"
     return None
 
 
-def _require(x: Tensor, weight: Tensor, window: Window, input_precision: str) -> None:
-    """Refuses what `supports_tma` has a reason against.
+def _require(reason: str | None, convolution: Convolution) -> None:
+    """Refuses what there is a reason against.
 
     Raises:
         InputError: gives the reason.
     """
-    check_input_precision(_OPERATOR, input_precision)
-    reason = supports_tma(x, weight, window.stride, window.padding, window.dilation, input_precision)
     if reason is not None:
+        x, weight = convolution.x, convolution.weight
         raise InputError(f"{_OPERATOR}: x of shape {list(x.shape)} and weight {list(weight.shape)}: {reason}; use conv2d_bias_relu")
 
 
@@ -123,10 +142,9 @@ def _launch_with_workspace(*arguments: Any, **options: Any) -> None:
     contextvars.copy_context().run(run)
 
 
-def _pixels_of(x: Tensor, shape: Sequence[int], is_flat: bool) -> _Pixels:
-    """The input x [N, C, H, W] as the kernel tiles it into the output `shape` [N, K, P, Q]."""
+def _pixels_of(x: Tensor, p: int, q: int, is_flat: bool) -> _Pixels:
+    """The input x [N, C, H, W] as the kernel tiles it into the output [N, K, P, Q]."""
     n, c, h, w = x.shape
-    _, _, p, q = shape
     if is_flat:
         length = n * h * w
         step = _aligned(x, pixel_stride(x))
@@ -154,23 +172,26 @@ def _operands(x: Tensor, weight: Tensor, pixels: _Pixels, box: Sequence[int], co
     return x_descriptor, *tiles
 
 
-def _run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    window: Window,
-    residual: Tensor | None,
-    relu: bool,
-    outs: Sequence[Tensor],
-    starts: Sequence[int],
-    encoded_config: Sequence[int] | None,
-    input_precision: str,
-) -> None:
-    """Checks and launches."""
-    shape = check_problem(_OPERATOR, x, weight, bias, window, residual)
-    check_destinations(_OPERATOR, outs, starts, shape, x)
-    _require(x, weight, window, input_precision)
-    (n, k, p, q), c = shape, x.shape[1]
+class _Arguments(NamedTuple):
+    convolution: Convolution
+    config: Sequence[int] | None
+    input_precision: str
+
+
+def _check(arguments: _Arguments) -> Result:
+    convolution, _, input_precision = arguments
+    result = check_problem(_OPERATOR, convolution)
+    check_input_precision(_OPERATOR, input_precision)
+    _require(_why_not(convolution, input_precision), convolution)
+    return result
+
+
+def _run(arguments: _Arguments, outs: Sequence[Tensor], starts: Sequence[int]) -> None:
+    convolution, encoded_config, input_precision = arguments
+    x, weight, residual, window = convolution.x, convolution.weight, convolution.residual, convolution.window(_OPERATOR)
+    _require(_why_not_here(convolution, input_precision), convolution)
+    n, c, k = x.shape[0], x.shape[1], weight.shape[0]
+    p, q = outs[0].shape[2:]
     if n == 0:
         return
     r, s = window.size
@@ -181,7 +202,7 @@ def _run(
         config = choose_tma_config(size, x.dtype, capability, input_precision, multiprocessors, residual is not None or not flat_out)
     else:
         config = TmaConfig.decode(encoded_config)
-    pixels = _pixels_of(x, shape, size.is_flat)
+    pixels = _pixels_of(x, p, q, size.is_flat)
     box = config.box(size)
     destinations, tiles_n = make_destinations(outs, starts, k, config.channels, flat_out)
     tiles = config.pixel_tiles(size) * tiles_n
@@ -190,7 +211,7 @@ def _run(
         conv2d_tma_kernel,
         (min(tiles, multiprocessors) if config.warp_specialize else tiles,),
         *_operands(x, weight, pixels, box, config),
-        bias,
+        convolution.bias,
         residual,
         *((0, 0, 0) if residual is None else pixel_strides(residual, flat_out)),
         destinations,
@@ -207,10 +228,10 @@ def _run(
         s,
         *window.padding,
         *window.dilation,
-        r * s * triton.cdiv(c, config.block_k),
+        r * s * ceil_div(c, config.block_k),
         tiles,
-        triton.cdiv(pixels.rows, box.rows),
-        triton.cdiv(pixels.columns, box.columns),
+        ceil_div(pixels.rows, box.rows),
+        ceil_div(pixels.columns, box.columns),
         tiles_n,
         p,
         q,
@@ -218,7 +239,7 @@ def _run(
         NUM_DESTINATIONS=len(outs),
         HOST_DESCRIPTORS=not config.warp_specialize,
         FLAT_OUT=flat_out,
-        RELU=relu,
+        RELU=convolution.relu,
         INPUT_PRECISION=input_precision,
         UPCAST=needs_upcast(conv2d_tma_kernel, x),
         BOX_N=box.images,
@@ -234,76 +255,18 @@ def _run(
     )
 
 
-@torch.library.custom_op("fastcnn::conv2d_tma", mutates_args=())
-def _conv2d_tma_op(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    residual: Tensor | None,
-    relu: bool,
-    config: Sequence[int] | None,
-    input_precision: str,
-) -> Tensor:
-    window = make_window(_OPERATOR, weight, stride, padding, dilation)
-    shape = check_problem(_OPERATOR, x, weight, bias, window, residual)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    _run(x, weight, bias, window, residual, relu, [out], [0], config, input_precision)
-    return out
-
-
-@_conv2d_tma_op.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    residual: Tensor | None,
-    relu: bool,
-    config: Sequence[int] | None,
-    input_precision: str,
-) -> Tensor:
-    p, q = make_window(_OPERATOR, weight, stride, padding, dilation).out_size(x.shape[2], x.shape[3])
-    return torch.empty((x.shape[0], weight.shape[0], p, q), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-@torch.library.custom_op("fastcnn::conv2d_tma_out", mutates_args=("outs",))
-def _conv2d_tma_out_op(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    residual: Tensor | None,
-    relu: bool,
-    outs: Sequence[Tensor],
-    starts: Sequence[int],
-    config: Sequence[int] | None,
-    input_precision: str,
-) -> None:
-    window = make_window(_OPERATOR, weight, stride, padding, dilation)
-    _run(x, weight, bias, window, residual, relu, outs, starts, config, input_precision)
-
-
-@_conv2d_tma_out_op.register_fake
-def _(*arguments: object) -> None:
-    return None
+_CONV2D_TMA = Operator(
+    _OPERATOR,
+    f"{SCHEMA}, {{out}}, SymInt[]? config, str input_precision",
+    lambda *values: _Arguments(Convolution(*values[:8]), *values[8:]),
+    _check,
+    _run,
+    SCATTERED,
+)
 
 
 def conv2d_tma(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    residual: Tensor | None = None,
-    relu: bool = True,
+    convolution: Convolution,
     out: Tensor | None = None,
     splits: Sequence[Split] | None = None,
     config: TmaConfig | None = None,
@@ -312,17 +275,10 @@ def conv2d_tma(
     """Convolution of stride 1, bias, residual add and ReLU in one launch, its operands brought by the TMA; ask `supports_tma` first.
 
     Args:
-        x: [N, C, H, W], float16, bfloat16, or float32 with `input_precision="tf32"`; channels_last or a channel slice of it. Its address and its
-            strides over pixels are multiples of 16 bytes.
-        weight: [K, R, S, C_padded] from `pack_weight`, of the dtype of x, its numbers finite: where C is no multiple of the block_k of the
+        convolution: what to compute. The address of x and its strides over pixels are multiples of 16 bytes; float32 needs
+            `input_precision="tf32"`. The weight's numbers are finite: where C is no multiple of the block_k of the
             configuration, weights are also multiplied by zeros.
-        bias: [K], float32 or the dtype of x.
-        stride: 1; there to be refused.
-        padding, dilation: one number, or (vertical, horizontal).
-        residual: [N, K, P, Q], added before the ReLU; channels_last or a slice of it.
-        relu: whether to clamp at 0; NaN stays NaN.
-        out: [N, K, P, Q] to write into, channels_last or a slice of it, of any alignment; allocated if neither it nor `splits` is given.
-        splits: up to four (start, stop, destination [N, stop − start, P, Q]) that take all output channels in order: merged siblings, scattered.
+        out, splits: as for `conv2d_bias_relu`, of any alignment.
         config: how to cut the problem; predicted if None.
         input_precision: for float32; the tensor cores ignore all but 10 bits of the fraction.
 
@@ -332,32 +288,16 @@ def conv2d_tma(
     Raises:
         InputError: a tensor has the wrong shape, dtype, device or memory format, or `supports_tma` gives a reason.
     """
-    window = make_window(_OPERATOR, weight, stride, padding, dilation)
     encoded = None if config is None else config.encode()
-    geometry = (list(window.stride), list(window.padding), list(window.dilation))
-    if out is None and splits is None:
-        return _conv2d_tma_op(x, weight, bias, *geometry, residual, relu, encoded, input_precision)
-    starts, outs = ([0], [out]) if splits is None else ([start for start, *_ in splits], [destination for *_, destination in splits])
-    if splits is not None and (out is not None or [stop for _, stop, _ in splits] != [*starts[1:], weight.shape[0]]):
-        bounds = [(start, stop) for start, stop, _ in splits]
-        raise InputError(f"{_OPERATOR}: splits must take each of the {weight.shape[0]} output channels once and in order, without out; got {bounds}")
-    _conv2d_tma_out_op(x, weight, bias, *geometry, residual, relu, outs, starts, encoded, input_precision)
-    return out
+    return compute(_CONV2D_TMA, (*convolution.in_schema(), encoded, input_precision), out, splits)
 
 
 def conv2d_tma_ref(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    residual: Tensor | None = None,
-    relu: bool = True,
+    convolution: Convolution,
     out: Tensor | None = None,
     splits: Sequence[Split] | None = None,
     config: TmaConfig | None = None,
     input_precision: str = "ieee",
 ) -> Tensor | None:
     """`conv2d_tma` in PyTorch's own operations, in the dtype of x, on any device; config and input_precision say nothing to it."""
-    return conv2d_bias_relu_ref(x, weight, bias, stride, padding, dilation, residual, relu, out, splits)
+    return compute_ref(_OPERATOR, convolution, out, splits)

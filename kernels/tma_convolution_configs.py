@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ class TmaConfig:
 
     def encode(self) -> list[int]:
         """The configuration as the list of integers that the registered operator takes."""
-        return [int(value) for value in astuple(self)]
+        tile = [self.block_m, self.block_n, self.extra_n, self.block_k]
+        return [*tile, self.num_warps, self.num_stages, int(self.warp_specialize)]
 
     @classmethod
     def decode(cls, values: Sequence[int]) -> TmaConfig:

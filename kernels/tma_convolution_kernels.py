@@ -21,20 +21,16 @@ def finish_box(
     inside,  # [pixels]: which of them exist
     bias_ptr,
     residual_ptr,
-    residual_stride_n,
-    residual_stride_h,
-    residual_stride_w,
+    residual_stride_n, residual_stride_h, residual_stride_w,
     out_ptr,
-    out_stride_n,
-    out_stride_h,
-    out_stride_w,
+    out_stride_n, out_stride_h, out_stride_w,
     first_channel,
     stop_channel,
     out_height,
     out_width,
     RELU: tl.constexpr,
     FLAT_OUT: tl.constexpr,
-):
+):  # fmt: skip
     """Bias, residual, ReLU and the store of one accumulator."""
     mask = inside[:, None] & (cols < stop_channel)[None, :]
     if bias_ptr is not None:
@@ -64,9 +60,7 @@ def conv2d_tma_kernel(
     w_extra,  # the same in tiles of EXTRA_N × BLOCK_K; None without EXTRA_N, and not used without HOST_DESCRIPTORS
     bias_ptr,  # [out_channels], or None
     residual_ptr,  # [N, P, Q, K], channels contiguous, or None
-    residual_stride_n,
-    residual_stride_h,
-    residual_stride_w,
+    residual_stride_n, residual_stride_h, residual_stride_w,
     destinations,  # NUM_DESTINATIONS × Destination
     images,  # N, or 1 where the pixels lie in one row
     height,  # H, or 1
@@ -75,9 +69,7 @@ def conv2d_tma_kernel(
     out_channels,
     rows,  # P, or 1
     columns,  # Q, or N·P·Q
-    x_stride_n,
-    x_stride_h,
-    x_stride_w,
+    x_stride_n, x_stride_h, x_stride_w,
     w_stride_s,  # C_padded
     kernel_height,
     kernel_width,
@@ -106,7 +98,8 @@ def conv2d_tma_kernel(
     BLOCK_K: tl.constexpr,
     NUM_STAGES: tl.constexpr,
     WARP_SPECIALIZE: tl.constexpr,
-):
+):  # fmt: skip
+    """The tiles of one program: one of them, or with WARP_SPECIALIZE every num_programs-th."""
     BLOCK_M: tl.constexpr = BOX_N * BOX_H * BOX_W
     if HOST_DESCRIPTORS:
         x_desc = x
@@ -167,45 +160,13 @@ def conv2d_tma_kernel(
         # Counted over the tensor as it is tiled, which is the count over the output too: flat pixels are counted the same way.
         pixels = (n * rows + p) * columns + q
         finish_box(
-            acc,
-            k + tl.arange(0, BLOCK_N),
-            pixels,
-            inside,
-            bias_ptr,
-            residual_ptr,
-            residual_stride_n,
-            residual_stride_h,
-            residual_stride_w,
-            out_ptr,
-            out_stride_n,
-            out_stride_h,
-            out_stride_w,
-            first_channel,
-            stop_channel,
-            out_height,
-            out_width,
-            RELU,
-            FLAT_OUT,
-        )
+            acc, k + tl.arange(0, BLOCK_N), pixels, inside, bias_ptr, residual_ptr, residual_stride_n,
+            residual_stride_h, residual_stride_w, out_ptr, out_stride_n, out_stride_h, out_stride_w, first_channel,
+            stop_channel, out_height, out_width, RELU, FLAT_OUT,
+        )  # fmt: skip
         if EXTRA_N > 0:
             finish_box(
-                extra_acc,
-                k + BLOCK_N + tl.arange(0, EXTRA_N),
-                pixels,
-                inside,
-                bias_ptr,
-                residual_ptr,
-                residual_stride_n,
-                residual_stride_h,
-                residual_stride_w,
-                out_ptr,
-                out_stride_n,
-                out_stride_h,
-                out_stride_w,
-                first_channel,
-                stop_channel,
-                out_height,
-                out_width,
-                RELU,
-                FLAT_OUT,
-            )
+                extra_acc, k + BLOCK_N + tl.arange(0, EXTRA_N), pixels, inside, bias_ptr, residual_ptr,
+                residual_stride_n, residual_stride_h, residual_stride_w, out_ptr, out_stride_n, out_stride_h,
+                out_stride_w, first_channel, stop_channel, out_height, out_width, RELU, FLAT_OUT,
+            )  # fmt: skip

@@ -37,6 +37,18 @@ class Layer(NamedTuple):
     padding: tuple[int, int]
 
 
+class Pool(NamedTuple):
+    """A pool, "max" or "avg": channels and size of its input, and its window."""
+
+    name: str
+    kind: str
+    channels: int
+    size: int
+    kernel: int
+    stride: int
+    padding: int
+
+
 LAYERS = (
     Layer("Conv2d_2a_3x3", 32, 149, 32, (3, 3), 1, (0, 0)),
     Layer("Conv2d_2b_3x3", 32, 147, 64, (3, 3), 1, (1, 1)),
@@ -55,13 +67,12 @@ CONCATENATIONS = (
     ("Mixed_6e", (192, 192, 192, 192), 17),
     ("Mixed_7c", (320, 384, 384, 384, 384, 192), 8),
 )
-# name, kind, channels, size, kernel, stride, padding
 POOLS = (
-    ("maxpool1", "max", 64, 147, 3, 2, 0),
-    ("maxpool2", "max", 192, 71, 3, 2, 0),
-    ("Mixed_6a", "max", 288, 35, 3, 2, 0),
-    ("Mixed_5d behind its projection", "avg", 64, 35, 3, 1, 1),
-    ("Mixed_6e behind its projection", "avg", 192, 17, 3, 1, 1),
+    Pool("maxpool1", "max", 64, 147, 3, 2, 0),
+    Pool("maxpool2", "max", 192, 71, 3, 2, 0),
+    Pool("Mixed_6a", "max", 288, 35, 3, 2, 0),
+    Pool("Mixed_5d behind its projection", "avg", 64, 35, 3, 1, 1),
+    Pool("Mixed_6e behind its projection", "avg", 192, 17, 3, 1, 1),
 )
 
 batches = pytest.mark.parametrize("batch_size", BATCH_SIZES)
@@ -71,7 +82,8 @@ batches = pytest.mark.parametrize("batch_size", BATCH_SIZES)
 @pytest.mark.parametrize("implementation", ["fastcnn", "cudnn"])
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
 def test_conv2d_bias_relu(benchmark: BenchmarkFixture, layer: Layer, batch_size: int, implementation: str) -> None:
-    from fastcnn.kernels import conv2d_bias_relu, pack_weight
+    """A convolution with its epilogue, beside cuDNN's fused one."""
+    from fastcnn.kernels import Convolution, conv2d_bias_relu, pack_weight
 
     inputs = [_activation(batch_size, layer.channels, layer.size, layer.size, seed) for seed in range(BUFFERS)]
     weight = _normal((layer.outputs, layer.channels, *layer.kernel), 100) / (layer.channels * layer.kernel[0] * layer.kernel[1]) ** 0.5
@@ -79,7 +91,7 @@ def test_conv2d_bias_relu(benchmark: BenchmarkFixture, layer: Layer, batch_size:
     window = ([layer.stride] * 2, list(layer.padding), [1, 1])
     if implementation == "fastcnn":
         packed = pack_weight(weight)
-        runs = [lambda x=x: conv2d_bias_relu(x, packed, bias, *window) for x in inputs]
+        runs = [lambda x=x: conv2d_bias_relu(Convolution(x, packed, bias, *window)) for x in inputs]
     else:
         theirs = weight.contiguous(memory_format=torch.channels_last)
         runs = [lambda x=x: torch.ops.aten.cudnn_convolution_relu(x, theirs, bias, *window, 1) for x in inputs]
@@ -91,6 +103,7 @@ def test_conv2d_bias_relu(benchmark: BenchmarkFixture, layer: Layer, batch_size:
 @pytest.mark.parametrize("implementation", ["fastcnn", "torch.cat"])
 @pytest.mark.parametrize(("name", "channels", "size"), CONCATENATIONS)
 def test_concat_relu(benchmark: BenchmarkFixture, name: str, channels: tuple[int, ...], size: int, batch_size: int, implementation: str) -> None:
+    """The concatenation of an Inception block and its ReLU, beside PyTorch's two calls."""
     from fastcnn.kernels import concat_relu
 
     inputs = [[_activation(batch_size, c, size, size, 10 * seed + i) for i, c in enumerate(channels)] for seed in range(BUFFERS)]
@@ -104,34 +117,27 @@ def test_concat_relu(benchmark: BenchmarkFixture, name: str, channels: tuple[int
 
 @batches
 @pytest.mark.parametrize("implementation", ["fastcnn", "torch"])
-@pytest.mark.parametrize(("name", "kind", "channels", "size", "kernel", "stride", "padding"), POOLS, ids=lambda value: value)
-def test_pool2d(
-    benchmark: BenchmarkFixture,
-    name: str,
-    kind: str,
-    channels: int,
-    size: int,
-    kernel: int,
-    stride: int,
-    padding: int,
-    batch_size: int,
-    implementation: str,
-) -> None:
+@pytest.mark.parametrize("pool", POOLS, ids=lambda pool: pool.name)
+def test_pool2d(benchmark: BenchmarkFixture, pool: Pool, batch_size: int, implementation: str) -> None:
+    """A pool alone, beside PyTorch's."""
     from fastcnn import kernels
 
-    inputs = [_activation(batch_size, channels, size, size, seed) for seed in range(BUFFERS)]
-    ours, theirs = (kernels.max_pool2d, F.max_pool2d) if kind == "max" else (kernels.avg_pool2d, F.avg_pool2d)
-    pool = ours if implementation == "fastcnn" else theirs
-    runs = [lambda x=x: pool(x, kernel, stride, padding) for x in inputs]
-    exact = theirs(inputs[0].double(), kernel, stride, padding)
-    _time(benchmark, f"{kind} pool of {name}, batch {batch_size}", runs, exact, inputs[:1], exact.numel() * kernel**2)
+    inputs = [_activation(batch_size, pool.channels, pool.size, pool.size, seed) for seed in range(BUFFERS)]
+    ours, theirs = (kernels.max_pool2d, F.max_pool2d) if pool.kind == "max" else (kernels.avg_pool2d, F.avg_pool2d)
+    window = (pool.kernel, pool.stride, pool.padding)
+    if implementation == "fastcnn":
+        runs = [lambda x=x: ours(x, kernels.PoolWindow(*window)) for x in inputs]
+    else:
+        runs = [lambda x=x: theirs(x, *window) for x in inputs]
+    exact = theirs(inputs[0].double(), *window)
+    _time(benchmark, f"{pool.kind} pool of {pool.name}, batch {batch_size}", runs, exact, inputs[:1], exact.numel() * pool.kernel**2)
 
 
 @batches
 @pytest.mark.parametrize("implementation", ["fastcnn", "cudnn"])
 def test_stem(benchmark: BenchmarkFixture, batch_size: int, implementation: str) -> None:
     """Conv2d_1a_3x3: pixels in bytes, NHWC, to the first activation; what PyTorch needs for that is a cast, a multiply-add and the convolution."""
-    from fastcnn.kernels import pack_stem_weight, stem_conv2d
+    from fastcnn.kernels import StemConvolution, pack_stem_weight, stem_conv2d
 
     generator = torch.Generator().manual_seed(0)
     pixels = [
@@ -142,7 +148,7 @@ def test_stem(benchmark: BenchmarkFixture, batch_size: int, implementation: str)
     wide = scale.view(-1, 1, 1), shift.view(-1, 1, 1)
     if implementation == "fastcnn":
         packed = pack_stem_weight(weight)
-        runs = [lambda x=x: stem_conv2d(x, packed, bias, 2, 0, scale, shift) for x in pixels]
+        runs = [lambda x=x: stem_conv2d(StemConvolution(x, packed, bias, 2, 0, scale, shift)) for x in pixels]
     else:
         theirs, window = weight.contiguous(memory_format=torch.channels_last), ([2, 2], [0, 0], [1, 1])
         half = [value.half() for value in wide]

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SENTINEL = -77.0
+Arguments = TypeVar("Arguments")
+Convert = Callable[[Any], Any]
+
+
+def same(arguments: Arguments) -> Arguments:
+    """The arguments themselves, beside `fake`."""
+    return arguments
+
+
+def fake(arguments: Arguments) -> Arguments:
+    """The arguments with fake tensors, as torch.export and torch.compile trace an operator."""
+    mode = FakeTensorMode()
+    return tree_map_only(Tensor, mode.from_tensor, arguments)
+
+
+def on_cpu(arguments: Arguments, dtype: torch.dtype | None = None) -> Arguments:
+    """The arguments with tensors on the CPU, those of floating point in `dtype` if one is given."""
+    return tree_map_only(Tensor, lambda t: t.cpu().to(dtype) if dtype and t.is_floating_point() else t.cpu(), arguments)
 
 
 def activation(

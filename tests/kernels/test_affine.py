@@ -9,6 +9,7 @@ from fastcnn.errors import InputError
 from fastcnn.kernels import scale_bias_relu, scale_bias_relu_ref
 
 from .compiling import CallRequest, compile_kernels
+from .tensors import fake, same
 
 
 def _nhwc(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device, seed: int = 0) -> torch.Tensor:
@@ -75,16 +76,18 @@ def test_nan_and_infinities_stay(device):
         (lambda x, s, b: (x.double(), s, b), "has dtype torch.float64"),
     ],
 )
-def test_wrong_input(change, message, device):
+@pytest.mark.parametrize("convert", [same, fake], ids=["real", "fake"])
+def test_wrong_input(change, message, convert, device):
     x, (scale, shift) = _nhwc(2, 4, 3, 3, device=device), _vectors(4, device)
     with pytest.raises(InputError, match=message):
-        scale_bias_relu(*change(x, scale, shift))
+        scale_bias_relu(*convert(change(x, scale, shift)))
 
 
 def test_registered_operator(device):
     x, (scale, shift) = _nhwc(2, 4, 3, 3, device=device), _vectors(4, device)
 
-    torch.library.opcheck(torch.ops.fastcnn.scale_bias_relu, (x, scale, shift, True), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(torch.ops.fastcnn.scale_bias_relu.default, (x, scale, shift, True))
+    torch.library.opcheck(torch.ops.fastcnn.scale_bias_relu_out.default, (x, scale, shift, True, torch.empty_like(x)))
 
 
 def test_compiled():

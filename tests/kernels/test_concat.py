@@ -14,7 +14,7 @@ from torch import Tensor
 from fastcnn.kernels import concat, concat_relu, concat_relu_ref
 
 from .compiling import CallRequest, compile_kernels
-from .tensors import DTYPES, activation, guarded_output, one_rounding
+from .tensors import DTYPES, Convert, activation, fake, guarded_output, one_rounding, same
 
 
 @dataclass(frozen=True)
@@ -202,11 +202,12 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("convert", [same, fake], ids=["real", "fake"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_wrong_request_is_refused(name: str) -> None:
+def test_a_wrong_request_is_refused(name: str, convert: Convert) -> None:
     arguments, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
-        concat_relu(**arguments)
+        concat_relu(**convert(arguments))
 
 
 def test_machine_code_of_every_variant() -> None:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcnn.kernels import GroupedConv, conv2d_bias_relu, conv2d_bias_relu_ref, conv2d_group, conv2d_group_ref, pack_weight
+from fastcnn.errors import InputError
+from fastcnn.kernels import Convolution, GroupedConv, conv2d_bias_relu, conv2d_bias_relu_ref, conv2d_group, conv2d_group_ref, pack_weight
 from fastcnn.kernels.convolution_configs import ConvConfig, ConvSize, choose_config, choose_split_k, configs_for
 
 from .convolution_cases import check_error, random_bias, random_weight
-from .tensors import DTYPES, activation, guarded_output
+from .tensors import DTYPES, Convert, activation, fake, guarded_output, on_cpu, same
 
 SMALL = ConvConfig(16, 16, 16, 4, 2)  # several tiles and steps in tensors that are quick to interpret
 SMALL_CHANNELS_OUTER = replace(SMALL, channels_outer=True)
@@ -37,11 +38,10 @@ class Case:
     split_k: int = 1
     launches: int = 1
 
-    def arguments(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Pair, Pair, Pair]:
-        """The positional arguments of `conv2d_bias_relu`."""
+    def convolution(self, dtype: torch.dtype, device: torch.device) -> Convolution:
         x = activation((self.n, self.c, self.h, self.w), dtype, device)
         weight = pack_weight(random_weight(self.k, self.c, *self.kernel, dtype, device))
-        return x, weight, random_bias(self.k, device), self.stride, self.padding, self.dilation
+        return Convolution(x, weight, random_bias(self.k, device), self.stride, self.padding, self.dilation)
 
 
 CASES = (
@@ -79,93 +79,82 @@ CASES = (
 MERGED = Case("merged", 24, 41, (1, 1))
 
 
-def _double(arguments: tuple[object, ...]) -> tuple[object, ...]:
-    return tuple(a.cpu().double() if isinstance(a, Tensor) else a for a in arguments)
-
-
-def _on_cpu(arguments: tuple[object, ...]) -> tuple[object, ...]:
-    return tuple(a.cpu() if isinstance(a, Tensor) else a for a in arguments)
-
-
-def _check(result: Tensor, arguments: tuple[object, ...], **keywords: object) -> None:
-    exact = conv2d_bias_relu_ref(*_double(arguments), **{name: _double((value,))[0] for name, value in keywords.items()})
-    own = conv2d_bias_relu_ref(*_on_cpu(arguments), **{name: _on_cpu((value,))[0] for name, value in keywords.items()})
-    check_error(result, exact, own)
+def _check(result: Tensor, convolution: Convolution) -> None:
+    check_error(result, conv2d_bias_relu_ref(on_cpu(convolution, torch.float64)), conv2d_bias_relu_ref(on_cpu(convolution)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_matches_pytorch(case: Case, dtype: torch.dtype, device: torch.device, launches: Counter[str]) -> None:
-    arguments = case.arguments(dtype, device)
-    result = conv2d_bias_relu(*arguments, config=case.config, split_k=case.split_k)
+    convolution = case.convolution(dtype, device)
+    result = conv2d_bias_relu(convolution, config=case.config, split_k=case.split_k)
     assert launches.total() == case.launches
     if case.n == 0:
-        assert list(result.shape) == list(conv2d_bias_relu_ref(*arguments).shape)
+        assert list(result.shape) == list(conv2d_bias_relu_ref(convolution).shape)
     else:
         assert result.is_contiguous(memory_format=torch.channels_last)
-        _check(result, arguments)
+        _check(result, convolution)
 
 
 @pytest.mark.parametrize("split_k", [1, 3])
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "no relu"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_residual(dtype: torch.dtype, relu: bool, split_k: int, device: torch.device, launches: Counter[str]) -> None:
-    arguments = Case("residual", 24, 20, (3, 3), padding=1).arguments(dtype, device)
     residual = activation((2, 33, 5, 6), dtype, device, seed=5)[:, 8:28]
-    result = conv2d_bias_relu(*arguments, residual=residual, relu=relu, config=SMALL, split_k=split_k)
-    _check(result, arguments, residual=residual, relu=relu)
+    convolution = Case("residual", 24, 20, (3, 3), padding=1).convolution(dtype, device)._replace(residual=residual, relu=relu)
+    _check(conv2d_bias_relu(convolution, config=SMALL, split_k=split_k), convolution)
     assert launches.total() == (1 if split_k == 1 else 2)
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3)], ids=["1×1", "3×3"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_reads_a_slice_and_writes_a_slice(dtype: torch.dtype, kernel: tuple[int, int], device: torch.device, launches: Counter[str]) -> None:
-    x, *rest = Case("slices", 19, 21, kernel, padding=kernel[0] // 2).arguments(dtype, device)
+    convolution = Case("slices", 19, 21, kernel, padding=kernel[0] // 2).convolution(dtype, device)
     # What lies beside the slice must not even be multiplied by zero.
     whole = torch.full((2, 40, 5, 6), nan, dtype=dtype, device=device).to(memory_format=torch.channels_last)
-    whole[:, 8:27] = x
-    out, check_neighbours = guarded_output((2, 21, 5, 6), 3, 5, like=x)
-    assert conv2d_bias_relu(whole[:, 8:27], *rest, out=out, config=SMALL) is out
-    _check(out, (x, *rest))
+    whole[:, 8:27] = convolution.x
+    out, check_neighbours = guarded_output((2, 21, 5, 6), 3, 5, like=whole)
+    assert conv2d_bias_relu(convolution._replace(x=whole[:, 8:27]), out=out, config=SMALL) is out
+    _check(out, convolution)
     check_neighbours()
     assert launches == {"conv2d_bias_relu": 1}
 
 
 @pytest.mark.parametrize("split_k", [1, 2])
 def test_windows_of_larger_images(split_k: int, device: torch.device) -> None:
-    x, *rest = Case("windows", 16, 20, (3, 3), padding=1).arguments(torch.float32, device)
-    inner = activation((2, 24, 8, 10), device=device)[:, 4:20, 2:7, 1:7].copy_(x)
     residual = activation((2, 20, 7, 6), device=device, seed=7)[:, :, 1:6]
+    convolution = Case("windows", 16, 20, (3, 3), padding=1).convolution(torch.float32, device)._replace(residual=residual)
+    inner = activation((2, 24, 8, 10), device=device)[:, 4:20, 2:7, 1:7].copy_(convolution.x)
     buffer = torch.full((2, 20, 7, 8), nan, device=device).to(memory_format=torch.channels_last)
     out = buffer[:, :, 1:6, 1:7]
-    conv2d_bias_relu(inner, *rest, residual=residual, out=out, config=SMALL, split_k=split_k)
-    _check(out, (x, *rest), residual=residual)
+    conv2d_bias_relu(convolution._replace(x=inner), out=out, config=SMALL, split_k=split_k)
+    _check(out, convolution)
     assert buffer.isnan().sum() == buffer.numel() - out.numel()
-    pointwise = Case("pointwise", 16, 20, (1, 1)).arguments(torch.float32, device)
-    _check(conv2d_bias_relu(inner, *pointwise[1:], config=SMALL), (inner, *pointwise[1:]))
+    pointwise = Case("pointwise", 16, 20, (1, 1)).convolution(torch.float32, device)._replace(x=inner)
+    _check(conv2d_bias_relu(pointwise, config=SMALL), pointwise)
 
 
 @pytest.mark.parametrize("split_k", [1, 2])
 @pytest.mark.parametrize("stops", [(41,), (16, 41), (5, 22, 41), (1, 17, 33, 41)], ids=lambda stops: f"{len(stops)} destinations")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_merged_siblings(dtype: torch.dtype, stops: tuple[int, ...], split_k: int, device: torch.device, launches: Counter[str]) -> None:
-    arguments = MERGED.arguments(dtype, device)
+    convolution = MERGED.convolution(dtype, device)
     splits, checks, start = [], [], 0
     for i, stop in enumerate(stops):
-        destination, check_neighbours = guarded_output((2, stop - start, 5, 6), i, 2 * i + 1, like=arguments[0])
+        destination, check_neighbours = guarded_output((2, stop - start, 5, 6), i, 2 * i + 1, like=convolution.x)
         splits.append((start, stop, destination))
         checks.append(check_neighbours)
         start = stop
-    assert conv2d_bias_relu(*arguments, splits=splits, config=SMALL, split_k=split_k) is None
+    assert conv2d_bias_relu(convolution, splits=splits, config=SMALL, split_k=split_k) is None
     for check_neighbours in checks:
         check_neighbours()
-    _check(torch.cat([destination for *_, destination in splits], dim=1), arguments)
+    _check(torch.cat([destination for *_, destination in splits], dim=1), convolution)
     assert launches.total() == split_k
 
 
 def test_split_reduction_gives_the_same_bits_every_time(device: torch.device) -> None:
-    arguments = Case("split", 64, 16, (3, 3)).arguments(torch.float32, device)
-    results = [conv2d_bias_relu(*arguments, config=SMALL, split_k=6) for _ in range(3)]
+    convolution = Case("split", 64, 16, (3, 3)).convolution(torch.float32, device)
+    results = [conv2d_bias_relu(convolution, config=SMALL, split_k=6) for _ in range(3)]
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=0, atol=0)
 
@@ -179,9 +168,9 @@ def test_awkward_values(dtype: torch.dtype, split_k: int, device: torch.device) 
     weight = random_weight(20, 32, 3, 3, dtype, device)
     bias = random_bias(20, device)
     bias[:4] = torch.tensor([nan, inf, -inf, -0.0])
-    arguments = (x, pack_weight(weight), bias, 1, 1, 1)
-    result = conv2d_bias_relu(*arguments, config=SMALL, split_k=split_k).cpu().float()
-    expected = conv2d_bias_relu_ref(*(a.cpu().float() if isinstance(a, Tensor) else a for a in arguments))
+    convolution = Convolution(x, pack_weight(weight), bias, padding=1)
+    result = conv2d_bias_relu(convolution, config=SMALL, split_k=split_k).cpu().float()
+    expected = conv2d_bias_relu_ref(on_cpu(convolution, torch.float32))
     assert result.isnan().any()
     torch.testing.assert_close(result.isnan(), expected.isnan())
     torch.testing.assert_close(result.isinf(), expected.isinf())
@@ -193,14 +182,14 @@ def test_awkward_values(dtype: torch.dtype, split_k: int, device: torch.device) 
 def test_overflow_becomes_infinity(device: torch.device) -> None:
     x = torch.full((1, 16, 2, 2), 3e4, dtype=torch.float16, device=device).to(memory_format=torch.channels_last)
     weight = pack_weight(torch.ones(3, 16, 1, 1, dtype=torch.float16, device=device))
-    assert conv2d_bias_relu(x, weight, None).isposinf().all()
+    assert conv2d_bias_relu(Convolution(x, weight, None)).isposinf().all()
 
 
 def test_without_bias_and_with_tf32(device: torch.device) -> None:
-    x, weight, _, *geometry = Case("plain", 40, 24, (3, 3)).arguments(torch.float32, device)
-    result = conv2d_bias_relu(x, weight, None, *geometry, config=SMALL, input_precision="tf32").cpu()
+    convolution = Case("plain", 40, 24, (3, 3)).convolution(torch.float32, device)._replace(bias=None)
+    result = conv2d_bias_relu(convolution, config=SMALL, input_precision="tf32").cpu()
     # TF32 keeps 10 bits of each factor; 360 products average their roundings.
-    torch.testing.assert_close(result, conv2d_bias_relu_ref(x.cpu(), weight.cpu(), None, *geometry), rtol=2**-9, atol=2**-9)
+    torch.testing.assert_close(result, conv2d_bias_relu_ref(on_cpu(convolution)), rtol=2**-9, atol=2**-9)
 
 
 def test_packed_weight() -> None:
@@ -229,23 +218,24 @@ GROUP = (
 def test_group(dtype: torch.dtype, count: int, config: ConvConfig | None, device: torch.device, launches: Counter[str]) -> None:
     group, checks = [], []
     for i, case in enumerate(GROUP[:count]):
-        x, weight, bias, *geometry = case.arguments(dtype, device)
-        shape = conv2d_bias_relu_ref(x, weight, None, *geometry).shape
-        out, check_neighbours = guarded_output(shape, i, 3, like=x)
+        convolution = case.convolution(dtype, device)
+        shape = conv2d_bias_relu_ref(convolution._replace(bias=None)).shape
+        out, check_neighbours = guarded_output(shape, i, 3, like=convolution.x)
         residual = activation(shape, dtype, device, seed=11) if i == 1 else None
-        group.append(GroupedConv(x, weight, None if i == 2 else bias, *geometry, residual, relu=i != 3, out=out))
+        convolution = convolution._replace(bias=None if i == 2 else convolution.bias, residual=residual, relu=i != 3)
+        group.append(GroupedConv(convolution, out))
         checks.append(check_neighbours)
     results = conv2d_group(group, config)
     assert launches == {"conv2d_group": 1}
-    for conv, result, check_neighbours in zip(group, results, checks, strict=True):
-        assert result is conv.out
+    for member, result, check_neighbours in zip(group, results, checks, strict=True):
+        assert result is member.out
         check_neighbours()
-        _check(result, (conv.x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation), residual=conv.residual, relu=conv.relu)
+        _check(result, member.convolution)
 
 
 def test_group_allocates_and_leaves_empty_batches_alone(device: torch.device, launches: Counter[str]) -> None:
     full, empty = Case("full", 16, 8, (3, 3)), Case("empty", 16, 8, (1, 1), n=0)
-    group = [GroupedConv(*case.arguments(torch.float32, device)) for case in (empty, full, empty)]
+    group = [GroupedConv(case.convolution(torch.float32, device)) for case in (empty, full, empty)]
     for result, expected in zip(conv2d_group(group), conv2d_group_ref(group), strict=True):
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
         assert result.is_contiguous(memory_format=torch.channels_last)
@@ -253,7 +243,7 @@ def test_group_allocates_and_leaves_empty_batches_alone(device: torch.device, la
 
 
 def test_registration(device: torch.device) -> None:
-    x, weight, bias, *_ = Case("small", 16, 8, (3, 3), n=1, h=4, w=4).arguments(torch.float32, device)
+    x, weight, bias, *_ = Case("small", 16, 8, (3, 3), n=1, h=4, w=4).convolution(torch.float32, device)
     outs = [torch.empty(1, k, 2, 2, device=device).to(memory_format=torch.channels_last) for k in (3, 5)]
     geometry = ([1, 1], [0, 0], [1, 1])
     config = SMALL.encode()
@@ -294,23 +284,35 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("convert", [same, fake], ids=["real", "fake"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_wrong_request_is_refused(name: str) -> None:
+def test_a_wrong_request_is_refused(name: str, convert: Convert) -> None:
     changes, message = REFUSED[name]
-    with pytest.raises(ValueError, match=message):
-        conv2d_bias_relu(**{"x": X, "weight": WEIGHT, "bias": torch.zeros(4), **changes})
+    arguments = convert({"x": X, "weight": WEIGHT, "bias": torch.zeros(4), **changes})
+    convolution = Convolution(**{name: arguments.pop(name) for name in Convolution._fields if name in arguments})
+    with pytest.raises(InputError, match=message):
+        conv2d_bias_relu(convolution, **arguments)
 
 
-def test_a_wrong_group_is_refused() -> None:
-    conv = GroupedConv(X, WEIGHT, torch.zeros(4))
-    with pytest.raises(ValueError, match="1 to 4 convolutions, got 5"):
-        conv2d_group([conv] * 5)
-    with pytest.raises(ValueError, match="1 to 4 convolutions, got 0"):
+@pytest.mark.parametrize("convert", [same, fake], ids=["real", "fake"])
+def test_a_wrong_group_is_refused(convert: Convert) -> None:
+    x, weight, bias, out = convert((X, WEIGHT, torch.zeros(4), OUT))
+    conv, half, half_out = Convolution(x, weight, bias), Convolution(x.half(), weight.half(), None), out.half()
+    member = GroupedConv(conv, out)
+    with pytest.raises(InputError, match="1 to 4 convolutions, got 5"):
+        conv2d_group([member] * 5)
+    with pytest.raises(InputError, match="1 to 4 convolutions, got 0"):
         conv2d_group([])
-    with pytest.raises(ValueError, match="share dtype and device"):
-        conv2d_group([conv, GroupedConv(X.half(), WEIGHT.half(), None)])
-    with pytest.raises(ValueError, match="share a dtype"):
-        conv2d_group([GroupedConv(X.half(), WEIGHT.half(), torch.zeros(4)), GroupedConv(X.half(), WEIGHT.half(), torch.zeros(4).half())])
+    with pytest.raises(InputError, match="share dtype and device"):
+        conv2d_group([member, GroupedConv(half, half_out)])
+    with pytest.raises(InputError, match="share a dtype"):
+        conv2d_group([GroupedConv(half._replace(bias=vector), half_out) for vector in (bias, bias.half())])
+    with pytest.raises(InputError, match=r"the shape \[2, 4, 3, 3\], got \[2, 8, 5, 5\]"):
+        conv2d_group([member, GroupedConv(conv, x)])
+    with pytest.raises(InputError, match="is smaller than the window"):
+        conv2d_group([member, GroupedConv(conv._replace(dilation=3), out)])
+    with pytest.raises(InputError, match="ieee, tf32, got 'bf16'"):
+        conv2d_group([member], input_precision="bf16")
 
 
 @pytest.mark.parametrize("capability", [70, 80, 89, 90, 100])

@@ -12,21 +12,21 @@ from .compiling import SMS, CallRequest, compile_kernels
 TENSOR_CORES = {80: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}  # mma.sync, mma.sync, wgmma, tcgen05
 PRECISIONS = {"half": (torch.float16, "ieee"), "tf32": (torch.float32, "tf32"), "ieee": (torch.float32, "ieee")}
 SETUP = """
-from fastcnn.kernels import GroupedConv, conv2d_bias_relu, conv2d_group, pack_weight
+from fastcnn.kernels import Convolution, GroupedConv, conv2d_bias_relu, conv2d_group, pack_weight
 from fastcnn.kernels.convolution_configs import ConvConfig
 
-def conv(n, c, k, kernel, dtype, stride=1, padding=0):
+def conv(n, c, k, kernel, dtype, stride=1, padding=0, residual=None):
     weight = pack_weight(torch.empty(k, c, *kernel, dtype=dtype))
-    return nhwc(n, c, 17, 17, dtype), weight, torch.empty(k), stride, padding
+    return Convolution(nhwc(n, c, 17, 17, dtype), weight, torch.empty(k), stride, padding, residual=residual)
 """
 # 80 channels end in half a step, 112 in half a tile.
 LAYER = (
-    "conv2d_bias_relu(*conv(8, 80, 176, (3, 3), {dtype}, padding=1), residual=nhwc(8, 176, 17, 17, {dtype}), config={config}, "
+    "conv2d_bias_relu(conv(8, 80, 176, (3, 3), {dtype}, 1, 1, nhwc(8, 176, 17, 17, {dtype})), config={config}, "
     "splits=[(0, 64, nhwc(8, 64, 17, 17, {dtype})), (64, 176, nhwc(8, 112, 17, 17, {dtype}))], input_precision='{precision}')"
 )
 GROUP = (
-    "conv2d_group([GroupedConv(*conv(1, 48, 64, (5, 5), {dtype}, padding=2)), GroupedConv(*conv(1, 96, 96, (3, 3), {dtype}, 2), "
-    "residual=nhwc(1, 96, 8, 8, {dtype})), GroupedConv(*conv(1, 80, 192, (1, 1), {dtype}))], {config}, '{precision}')"
+    "conv2d_group([GroupedConv(conv(1, 48, 64, (5, 5), {dtype}, padding=2)), GroupedConv(conv(1, 96, 96, (3, 3), {dtype}, 2, "
+    "residual=nhwc(1, 96, 8, 8, {dtype}))), GroupedConv(conv(1, 80, 192, (1, 1), {dtype}))], {config}, '{precision}')"
 )
 
 
@@ -62,10 +62,10 @@ def test_configurations_of_a_group(sm: int, name: str) -> None:
 @pytest.mark.slow
 def test_the_other_roads_through_the_kernel() -> None:
     calls = {
-        "bfloat16, split reduction": "conv2d_bias_relu(*conv(1, 192, 192, (1, 7), torch.bfloat16, padding=(0, 3)), split_k=4)",
-        "1×1": "conv2d_bias_relu(*conv(8, 288, 64, (1, 1), torch.float16))",
-        "primes": "conv2d_bias_relu(*conv(8, 17, 13, (3, 3), torch.float16))",
-        "channels outside": "conv2d_bias_relu(*conv(8, 96, 96, (3, 3), torch.float16), config=ConvConfig(128, 128, 32, 8, 3, True))",
+        "bfloat16, split reduction": "conv2d_bias_relu(conv(1, 192, 192, (1, 7), torch.bfloat16, padding=(0, 3)), split_k=4)",
+        "1×1": "conv2d_bias_relu(conv(8, 288, 64, (1, 1), torch.float16))",
+        "primes": "conv2d_bias_relu(conv(8, 17, 13, (3, 3), torch.float16))",
+        "channels outside": "conv2d_bias_relu(conv(8, 96, 96, (3, 3), torch.float16), config=ConvConfig(128, 128, 32, 8, 3, True))",
     }
     binaries = compile_kernels([CallRequest(call, SETUP) for call in calls.values()])
     assert len(binaries) == (len(calls) + 1) * len(SMS)

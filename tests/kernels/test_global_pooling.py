@@ -12,7 +12,7 @@ import torch
 from fastcnn.kernels import global_avg_pool2d, global_avg_pool2d_ref, global_pooling
 
 from .compiling import CallRequest, compile_kernels
-from .tensors import DTYPES, SENTINEL, activation
+from .tensors import DTYPES, SENTINEL, Convert, activation, fake, same
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,10 @@ def test_registration(device: torch.device) -> None:
     ],
     ids=["rank", "no pixels", "out shape", "out dtype"],
 )
-def test_a_wrong_request_is_refused(x: torch.Tensor, out: torch.Tensor | None, message: str) -> None:
+@pytest.mark.parametrize("convert", [same, fake], ids=["real", "fake"])
+def test_a_wrong_request_is_refused(x: torch.Tensor, out: torch.Tensor | None, message: str, convert: Convert) -> None:
     with pytest.raises(ValueError, match=message):
-        global_avg_pool2d(x, out)
+        global_avg_pool2d(*convert((x, out)))
 
 
 def test_machine_code() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastcnn.errors import BackendError
-from fastcnn.kernels import count_launches, global_avg_pool2d, launching, max_pool2d
+from fastcnn.kernels import PoolWindow, count_launches, global_avg_pool2d, launching, max_pool2d
 
 from .compiling import CallRequest, compile_kernels
 
@@ -17,7 +17,7 @@ from .compiling import CallRequest, compile_kernels
 def test_counts_nest(device: torch.device) -> None:
     x = torch.zeros(1, 4, 3, 3, device=device)
     with count_launches() as outer:
-        max_pool2d(x, 3)
+        max_pool2d(x, PoolWindow(3))
         with count_launches() as inner:
             global_avg_pool2d(x)
             global_avg_pool2d(x)
@@ -29,7 +29,7 @@ def test_counts_nest(device: torch.device) -> None:
 def test_a_compiled_kernel_refuses_tensors_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "is_interpreted", lambda kernel: False)
     with count_launches() as launches, pytest.raises(BackendError, match=r"max_pool2d: .* on cpu; .*TRITON_INTERPRET=1"):
-        max_pool2d(torch.zeros(1, 4, 3, 3), 3)
+        max_pool2d(torch.zeros(1, 4, 3, 3), PoolWindow(3))
     assert not launches
 
 

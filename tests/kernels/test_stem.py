@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcnn.kernels import pack_stem_weight, stem_conv2d, stem_conv2d_ref
+from fastcnn.errors import InputError
+from fastcnn.kernels import StemConvolution, pack_stem_weight, stem_conv2d, stem_conv2d_ref
 
 from .compiling import SMS, CallRequest, compile_kernels
 from .convolution_cases import check_error, random_bias, random_weight
-from .tensors import DTYPES, activation, guarded_output
+from .tensors import DTYPES, Convert, activation, fake, guarded_output, on_cpu, same
 
 
 @dataclass(frozen=True)
@@ -66,34 +67,30 @@ def _normalisation(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
     return scale[: case.c].to(device), shift[: case.c].to(device)
 
 
-def _check(result: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *rest: object) -> None:
-    x, weight, bias = x.cpu(), weight.cpu(), bias.cpu()
-    rest = tuple(value.cpu() if isinstance(value, Tensor) else value for value in rest)
-    exact = stem_conv2d_ref(x.double() if x.is_floating_point() else x, weight.double(), bias.double(), *rest)
-    check_error(result, exact, stem_conv2d_ref(x, weight, bias, *rest))
+def _check(result: Tensor, stem: StemConvolution) -> None:
+    check_error(result, stem_conv2d_ref(on_cpu(stem, torch.float64)), stem_conv2d_ref(on_cpu(stem)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_float_images(case: Case, dtype: torch.dtype, device: torch.device, launches: Counter[str]) -> None:
     x = activation((case.n, case.c, case.h, case.w), dtype, device)
-    weight, bias = _weights(case, dtype, device)
-    result = stem_conv2d(x, weight, bias, case.stride, case.padding)
+    stem = StemConvolution(x, *_weights(case, dtype, device), case.stride, case.padding)
+    result = stem_conv2d(stem)
     assert launches.total() == case.launches
     if case.n == 0:
         assert list(result.shape) == [0, 8, 9, 11]
     else:
         assert result.is_contiguous(memory_format=torch.channels_last)
-        _check(result, x, weight, bias, case.stride, case.padding)
+        _check(result, stem)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES[:6], ids=lambda case: case.name)
 def test_pixels_normalised_on_the_way(case: Case, dtype: torch.dtype, device: torch.device, launches: Counter[str]) -> None:
-    pixels = _pixels(case, device)
     weight, bias = _weights(case, dtype, device)
-    arguments = (case.stride, case.padding, *_normalisation(case, device))
-    _check(stem_conv2d(pixels, weight, bias, *arguments), pixels, weight, bias, *arguments)
+    stem = StemConvolution(_pixels(case, device), weight, bias, case.stride, case.padding, *_normalisation(case, device))
+    _check(stem_conv2d(stem), stem)
     assert launches == {"stem_conv2d": 1}
 
 
@@ -103,7 +100,7 @@ def test_padding_is_zero_after_the_normalisation(device: torch.device) -> None:
     scale, shift = torch.full((3,), 1 / 255, device=device), torch.full((3,), 7.0, device=device)
     corner, edge, inside = 4 * 3 * 8.0, 6 * 3 * 8.0, 9 * 3 * 8.0
     expected = torch.tensor([corner, edge, edge, corner], device=device)
-    result = stem_conv2d(pixels, weight, None, 1, 1, scale, shift)
+    result = stem_conv2d(StemConvolution(pixels, weight, None, 1, 1, scale, shift))
     torch.testing.assert_close(result[0, 0, 0], expected)
     torch.testing.assert_close(result[0, 0, 1, 1].item(), inside)
 
@@ -120,18 +117,18 @@ def test_any_strides_and_image_dtype(image_dtype: torch.dtype, name: str, device
         "one image for the whole batch": plain[:1].expand(2, -1, -1, -1),
     }[name]
     weight, bias = _weights(PADDED, torch.float16, device)
-    arguments = (PADDED.stride, PADDED.padding, *_normalisation(PADDED, device))
-    _check(stem_conv2d(x, weight, bias, *arguments), x, weight, bias, *arguments)
+    stem = StemConvolution(x, weight, bias, PADDED.stride, PADDED.padding, *_normalisation(PADDED, device))
+    _check(stem_conv2d(stem), stem)
 
 
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "no relu"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_writes_its_slice_and_nothing_else(dtype: torch.dtype, relu: bool, device: torch.device, launches: Counter[str]) -> None:
     x = activation((2, 3, 11, 13), dtype, device)
-    weight, bias = _weights(PADDED, dtype, device)
+    stem = StemConvolution(x, *_weights(PADDED, dtype, device), 2, 1, relu=relu)
     out, check_neighbours = guarded_output((2, 20, 6, 7), 3, 5, like=x)
-    assert stem_conv2d(x, weight, bias, 2, 1, relu=relu, out=out) is out
-    _check(out, x, weight, bias, 2, 1, None, None, relu)
+    assert stem_conv2d(stem, out=out) is out
+    _check(out, stem)
     check_neighbours()
     assert launches == {"stem_conv2d": 1}
 
@@ -143,8 +140,9 @@ def test_awkward_values(dtype: torch.dtype, device: torch.device) -> None:
     x[0, 0, 1, 1], x[0, 1, 6, 7], x[0, 2, 4, 0] = nan, inf, -0.0
     weight, bias = _weights(PADDED, dtype, device)
     bias[:3] = torch.tensor([nan, inf, -inf])
-    result = stem_conv2d(x, weight, bias, 2, 1).cpu().float()
-    expected = stem_conv2d_ref(x.cpu().float(), weight.cpu().float(), bias.cpu(), 2, 1)
+    stem = StemConvolution(x, weight, bias, 2, 1)
+    result = stem_conv2d(stem).cpu().float()
+    expected = stem_conv2d_ref(on_cpu(stem, torch.float32))
     tolerance = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
     assert result[:, 3:].isnan().any()
@@ -191,24 +189,27 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("convert", [same, fake], ids=["real", "fake"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_wrong_request_is_refused(name: str) -> None:
+def test_a_wrong_request_is_refused(name: str, convert: Convert) -> None:
     changes, message = REFUSED[name]
-    with pytest.raises(ValueError, match=message):
-        stem_conv2d(**{"x": X, "weight": WEIGHT, "bias": torch.zeros(4), **changes})
+    arguments = convert({"x": X, "weight": WEIGHT, "bias": torch.zeros(4), **changes})
+    stem = StemConvolution(**{name: arguments.pop(name) for name in StemConvolution._fields if name in arguments})
+    with pytest.raises(InputError, match=message):
+        stem_conv2d(stem, **arguments)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sm", SMS)
 def test_machine_code(sm: int) -> None:
     setup = """
-from fastcnn.kernels import pack_stem_weight, stem_conv2d
+from fastcnn.kernels import StemConvolution, pack_stem_weight, stem_conv2d
 
 def stem(c, size, k, r, dtype, stride, padding, precision="ieee", image=None):
     x = torch.empty(8, size, size, c, dtype=image or dtype).permute(0, 3, 1, 2)
     vector = None if image is None else torch.empty(c)
     weight = pack_stem_weight(torch.empty(k, c, r, r, dtype=dtype))
-    return stem_conv2d(x, weight, torch.empty(k), stride, padding, vector, vector, input_precision=precision)
+    return stem_conv2d(StemConvolution(x, weight, torch.empty(k), stride, padding, vector, vector), input_precision=precision)
 """
     calls = {
         "stem(3, 299, 32, 3, torch.float16, 2, 0)": True,

@@ -13,11 +13,11 @@ import triton
 from torch import Tensor
 
 from fastcnn.errors import InputError
-from fastcnn.kernels import conv2d_tma, conv2d_tma_ref, pack_weight, supports_tma, tma_convolution
+from fastcnn.kernels import Convolution, conv2d_tma, conv2d_tma_ref, pack_weight, supports_tma, tma_convolution
 from fastcnn.kernels.tma_convolution_configs import Box, TmaConfig, TmaSize, choose_box, choose_tma_config, leaves_registers, tma_configs_for
 
 from .convolution_cases import check_error, random_bias, random_weight
-from .tensors import DTYPES, activation, guarded_output
+from .tensors import DTYPES, Convert, activation, fake, guarded_output, on_cpu, same
 
 SMALL = TmaConfig(16, 16, 0, 16, 4, 2)  # several tiles and steps in tensors that are quick to interpret
 TWO_SUMS = TmaConfig(16, 16, 8, 16, 4, 2)
@@ -39,13 +39,13 @@ class Case:
     config: TmaConfig | None = SMALL
     launches: int = 1
 
-    def arguments(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int, Pair, Pair]:
-        """The positional arguments of `conv2d_tma`. Pixels start at multiples of 16 bytes: fewer channels are a slice, with NaN beside it."""
+    def convolution(self, dtype: torch.dtype, device: torch.device) -> Convolution:
+        """Pixels start at multiples of 16 bytes: fewer channels are a slice, with NaN beside it."""
         multiple = 16 // dtype.itemsize
         buffer = torch.full((self.n, -(-self.c // multiple) * multiple, self.h, self.w), nan, dtype=dtype, device=device)
         x = buffer.to(memory_format=torch.channels_last)[:, : self.c].copy_(activation((self.n, self.c, self.h, self.w), dtype, device))
         weight = pack_weight(random_weight(self.k, self.c, *self.kernel, dtype, device))
-        return x, weight, random_bias(self.k, device), 1, self.padding, self.dilation
+        return Convolution(x, weight, random_bias(self.k, device), 1, self.padding, self.dilation)
 
 
 CASES = (
@@ -80,25 +80,17 @@ CASES = (
 )
 
 
-def _reference(arguments: tuple[object, ...], keywords: dict[str, object], dtype: torch.dtype | None = None) -> Tensor:
-    """`conv2d_tma_ref` on the CPU, in `dtype` if one is given."""
-
-    def convert(value: object) -> object:
-        return value.cpu().to(dtype or value.dtype) if isinstance(value, Tensor) else value
-
-    return conv2d_tma_ref(*map(convert, arguments), **{name: convert(value) for name, value in keywords.items()})
-
-
 def _precision(dtype: torch.dtype) -> dict[str, str]:
     return {"input_precision": "tf32"} if dtype == torch.float32 else {}
 
 
-def _check(result: Tensor, arguments: tuple[object, ...], **keywords: object) -> None:
+def _check(result: Tensor, convolution: Convolution) -> None:
+    expected = conv2d_tma_ref(on_cpu(convolution))
     if result.is_cuda and result.dtype == torch.float32:
         # TF32 keeps 10 bits of each factor; hundreds of products average their roundings.
-        torch.testing.assert_close(result.cpu(), _reference(arguments, keywords), rtol=2**-8, atol=2**-8)
+        torch.testing.assert_close(result.cpu(), expected, rtol=2**-8, atol=2**-8)
     else:
-        check_error(result, _reference(arguments, keywords, torch.float64), _reference(arguments, keywords))
+        check_error(result, conv2d_tma_ref(on_cpu(convolution, torch.float64)), expected)
 
 
 @pytest.mark.parametrize(
@@ -107,23 +99,22 @@ def _check(result: Tensor, arguments: tuple[object, ...], **keywords: object) ->
     ids=lambda value: value.name if isinstance(value, Case) else str(value),
 )
 def test_matches_pytorch(case: Case, dtype: torch.dtype, device: torch.device, launches: Counter[str]) -> None:
-    arguments = case.arguments(dtype, device)
-    result = conv2d_tma(*arguments, config=case.config, **_precision(dtype))
+    convolution = case.convolution(dtype, device)
+    result = conv2d_tma(convolution, config=case.config, **_precision(dtype))
     assert launches == ({"conv2d_tma": case.launches} if case.launches else {})
     if case.n == 0:
-        assert list(result.shape) == list(conv2d_tma_ref(*arguments).shape)
+        assert list(result.shape) == list(conv2d_tma_ref(convolution).shape)
     else:
         assert result.is_contiguous(memory_format=torch.channels_last)
-        _check(result, arguments)
+        _check(result, convolution)
 
 
 @pytest.mark.parametrize("config", [SMALL, TWO_SUMS, SPECIALIZED], ids=["plain", "two accumulators", "specialised warps"])
 @pytest.mark.parametrize(("dtype", "relu"), [(torch.float16, True), (torch.float16, False), (torch.bfloat16, True), (torch.float32, False)])
 def test_residual(dtype: torch.dtype, relu: bool, config: TmaConfig, device: torch.device) -> None:
-    arguments = Case("residual", 24, 20, (3, 3), padding=1).arguments(dtype, device)
     residual = activation((2, 33, 5, 6), dtype, device, seed=5)[:, 9:29]
-    result = conv2d_tma(*arguments, residual=residual, relu=relu, config=config, **_precision(dtype))
-    _check(result, arguments, residual=residual, relu=relu)
+    convolution = Case("residual", 24, 20, (3, 3), padding=1).convolution(dtype, device)._replace(residual=residual, relu=relu)
+    _check(conv2d_tma(convolution, config=config, **_precision(dtype)), convolution)
 
 
 @pytest.mark.parametrize("config", [SMALL, SPECIALIZED], ids=["plain", "specialised warps"])
@@ -132,45 +123,45 @@ def test_residual(dtype: torch.dtype, relu: bool, config: TmaConfig, device: tor
 def test_reads_a_slice_and_writes_a_slice(
     dtype: torch.dtype, kernel: tuple[int, int], config: TmaConfig, device: torch.device, launches: Counter[str]
 ) -> None:
-    x, *rest = Case("slices", 19, 21, kernel, padding=kernel[0] // 2).arguments(dtype, device)
+    convolution = Case("slices", 19, 21, kernel, padding=kernel[0] // 2).convolution(dtype, device)
     # What lies beside the slice must not even be multiplied by zero.
     whole = torch.full((4, 40, 5, 6), nan, dtype=dtype, device=device).to(memory_format=torch.channels_last)[1:3]
-    whole[:, 8:27] = x
-    out, check_neighbours = guarded_output((2, 21, 5, 6), 3, 5, like=x)
-    assert conv2d_tma(whole[:, 8:27], *rest, out=out, config=config, **_precision(dtype)) is out
-    _check(out, (x, *rest))
+    whole[:, 8:27] = convolution.x
+    out, check_neighbours = guarded_output((2, 21, 5, 6), 3, 5, like=whole)
+    assert conv2d_tma(convolution._replace(x=whole[:, 8:27]), out=out, config=config, **_precision(dtype)) is out
+    _check(out, convolution)
     check_neighbours()
     assert launches == {"conv2d_tma": 1}
 
 
 def test_windows_of_larger_images(device: torch.device) -> None:
-    x, *rest = Case("windows", 16, 20, (3, 3), padding=1).arguments(torch.float16, device)
-    # Pixels beside the window are real memory, and still padding.
-    inner = activation((2, 24, 8, 10), torch.float16, device)[:, 8:24, 2:7, 1:7].copy_(x)
     residual = activation((2, 20, 7, 6), torch.float16, device, seed=7)[:, :, 1:6]
+    convolution = Case("windows", 16, 20, (3, 3), padding=1).convolution(torch.float16, device)._replace(residual=residual)
+    # Pixels beside the window are real memory, and still padding.
+    inner = activation((2, 24, 8, 10), torch.float16, device)[:, 8:24, 2:7, 1:7].copy_(convolution.x)
     buffer = torch.full((2, 20, 7, 8), nan, dtype=torch.float16, device=device).to(memory_format=torch.channels_last)
     out = buffer[:, :, 1:6, 1:7]
-    conv2d_tma(inner, *rest, residual=residual, out=out, config=SMALL)
-    _check(out, (x, *rest), residual=residual)
+    conv2d_tma(convolution._replace(x=inner), out=out, config=SMALL)
+    _check(out, convolution)
     assert buffer.isnan().sum() == buffer.numel() - out.numel()
-    pointwise = Case("pointwise", 16, 20, (1, 1)).arguments(torch.float16, device)
-    _check(conv2d_tma(inner, *pointwise[1:], config=SMALL), (inner, *pointwise[1:]))
+    pointwise = Case("pointwise", 16, 20, (1, 1)).convolution(torch.float16, device)._replace(x=inner)
+    _check(conv2d_tma(pointwise, config=SMALL), pointwise)
 
 
 @pytest.mark.parametrize("stops", [(41,), (16, 41), (5, 22, 41), (1, 17, 33, 41)], ids=lambda stops: f"{len(stops)} destinations")
 @pytest.mark.parametrize("config", [SMALL, TWO_SUMS, SPECIALIZED], ids=["plain", "two accumulators", "specialised warps"])
 def test_merged_siblings(config: TmaConfig, stops: tuple[int, ...], device: torch.device, launches: Counter[str]) -> None:
-    arguments = Case("merged", 24, 41, (1, 1)).arguments(torch.float16, device)
+    convolution = Case("merged", 24, 41, (1, 1)).convolution(torch.float16, device)
     splits, checks, start = [], [], 0
     for i, stop in enumerate(stops):
-        destination, check_neighbours = guarded_output((2, stop - start, 5, 6), i, 2 * i + 1, like=arguments[0])
+        destination, check_neighbours = guarded_output((2, stop - start, 5, 6), i, 2 * i + 1, like=convolution.x)
         splits.append((start, stop, destination))
         checks.append(check_neighbours)
         start = stop
-    assert conv2d_tma(*arguments, splits=splits, config=config) is None
+    assert conv2d_tma(convolution, splits=splits, config=config) is None
     for check_neighbours in checks:
         check_neighbours()
-    _check(torch.cat([destination for *_, destination in splits], dim=1), arguments)
+    _check(torch.cat([destination for *_, destination in splits], dim=1), convolution)
     assert launches == {"conv2d_tma": 1}
 
 
@@ -182,9 +173,9 @@ def test_awkward_values(dtype: torch.dtype, device: torch.device) -> None:
     weight = random_weight(20, 40, 3, 3, dtype, device)
     bias = random_bias(20, device)
     bias[:4] = torch.tensor([nan, inf, -inf, -0.0])
-    arguments = (x, pack_weight(weight), bias, 1, 1, 1)
-    result = conv2d_tma(*arguments, config=SMALL, **_precision(dtype)).cpu().float()
-    expected = _reference(arguments, {}, torch.float32)
+    convolution = Convolution(x, pack_weight(weight), bias, padding=1)
+    result = conv2d_tma(convolution, config=SMALL, **_precision(dtype)).cpu().float()
+    expected = conv2d_tma_ref(on_cpu(convolution, torch.float32))
     assert result.isnan().any()
     torch.testing.assert_close(result.isnan(), expected.isnan())
     torch.testing.assert_close(result.isinf(), expected.isinf())
@@ -193,9 +184,9 @@ def test_awkward_values(dtype: torch.dtype, device: torch.device) -> None:
 
 
 def test_strides_of_single_rows_and_images_may_be_anything(device: torch.device) -> None:
-    x, weight, *rest = Case("odd strides", 16, 8, (3, 3), n=1, h=1, padding=1).arguments(torch.float16, device)
-    odd = x.as_strided(x.shape, (3, 1, 5, 16))
-    torch.testing.assert_close(conv2d_tma(odd, weight, *rest, config=SMALL), conv2d_tma(x, weight, *rest, config=SMALL), rtol=0, atol=0)
+    plain = Case("odd strides", 16, 8, (3, 3), n=1, h=1, padding=1).convolution(torch.float16, device)
+    odd = plain._replace(x=plain.x.as_strided(plain.x.shape, (3, 1, 5, 16)))
+    torch.testing.assert_close(conv2d_tma(odd, config=SMALL), conv2d_tma(plain, config=SMALL), rtol=0, atol=0)
 
 
 def test_the_allocator_of_the_caller_stays(device: torch.device) -> None:
@@ -210,7 +201,7 @@ def test_the_allocator_of_the_caller_stays(device: torch.device) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tma_convolution, "launch", watch)
-        conv2d_tma(*Case("small", 16, 8, (1, 1)).arguments(torch.float16, device))
+        conv2d_tma(Case("small", 16, 8, (1, 1)).convolution(torch.float16, device))
     assert seen == [tma_convolution._workspace]
     assert allocation._allocator.get() is before
 
@@ -220,20 +211,20 @@ def test_replays_of_a_cuda_graph(device: torch.device) -> None:
     if device.type != "cuda":
         pytest.skip("needs a CUDA device")
     config = TmaConfig(128, 128, 0, 64, 4, 4, True)
-    x, *rest = Case("graph", 64, 128, (3, 3), n=4, h=17, w=17, padding=1).arguments(torch.float16, device)
-    conv2d_tma(x, *rest, config=config)
+    convolution = Case("graph", 64, 128, (3, 3), n=4, h=17, w=17, padding=1).convolution(torch.float16, device)
+    conv2d_tma(convolution, config=config)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        result = conv2d_tma(x, *rest, config=config)
+        result = conv2d_tma(convolution, config=config)
     for seed in range(3):
-        x.copy_(activation(x.shape, torch.float16, device, seed=seed))
+        convolution.x.copy_(activation(convolution.x.shape, torch.float16, device, seed=seed))
         torch.empty(1 << 20, device=device).fill_(nan)
         graph.replay()
-        _check(result, (x, *rest))
+        _check(result, convolution)
 
 
 def test_registration(device: torch.device) -> None:
-    x, weight, bias, *_ = Case("small", 16, 8, (3, 3), n=1, h=4, w=4).arguments(torch.float16, device)
+    x, weight, bias, *_ = Case("small", 16, 8, (3, 3), n=1, h=4, w=4).convolution(torch.float16, device)
     outs = [torch.empty(1, k, 2, 2, dtype=torch.float16, device=device).to(memory_format=torch.channels_last) for k in (3, 5)]
     geometry = ([1, 1], [0, 0], [1, 1])
     config = SPECIALIZED.encode()
@@ -271,30 +262,38 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_wrong_request_is_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "convert"),
+    # A fake tensor has no address: that one is left to the launch.
+    [*((name, same) for name in REFUSED), *((name, fake) for name in REFUSED if name != "address")],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_a_wrong_request_is_refused(name: str, convert: Convert) -> None:
     changes, message = REFUSED[name]
+    arguments = convert({"x": X, "weight": WEIGHT, "bias": None, **changes})
+    convolution = Convolution(**{name: arguments.pop(name) for name in Convolution._fields if name in arguments})
     with pytest.raises(InputError, match=message):
-        conv2d_tma(**{"x": X, "weight": WEIGHT, "bias": None, **changes})
+        conv2d_tma(convolution, **arguments)
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_the_reason_against_a_call(name: str) -> None:
     changes, reason = UNSUPPORTED[name]
-    arguments = {"x": X, "weight": WEIGHT, **changes}
+    convolution = Convolution(**{"x": X, "weight": WEIGHT, "bias": None, **changes})
     with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(supports_tma(**arguments))
+        raise AssertionError(supports_tma(convolution))
 
 
 def test_no_reason_against_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert supports_tma(X, WEIGHT) is None
-    assert supports_tma(X, WEIGHT, 1, (0, 3), 2) is None
-    assert supports_tma(X.float(), WEIGHT.float(), input_precision="tf32") is None
-    assert supports_tma(WIDE[:, 8:24], WEIGHT) is None
+    convolution = Convolution(X, WEIGHT, None)
+    assert supports_tma(convolution) is None
+    assert supports_tma(convolution._replace(padding=(0, 3), dilation=2)) is None
+    assert supports_tma(Convolution(X.float(), WEIGHT.float(), None), input_precision="tf32") is None
+    assert supports_tma(convolution._replace(x=WIDE[:, 8:24])) is None
     monkeypatch.setattr(tma_convolution, "device_limits", lambda device: (89, 128))
-    assert supports_tma(X, WEIGHT) == "compute capability 8.9: needs 9.0 (Hopper) or 10.x (Blackwell)"
+    assert supports_tma(convolution) == "compute capability 8.9: needs 9.0 (Hopper) or 10.x (Blackwell)"
     monkeypatch.setattr(tma_convolution, "is_interpreted", lambda kernel: False)
-    assert supports_tma(X, WEIGHT) == "tensors on cpu: compiled kernels run on CUDA tensors"
+    assert supports_tma(convolution) == "tensors on cpu: compiled kernels run on CUDA tensors"
 
 
 @pytest.mark.parametrize(

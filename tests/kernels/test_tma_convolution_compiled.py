@@ -14,20 +14,20 @@ from .compiling import Binary, CallRequest, compile_kernels
 TENSOR_CORES = {90: "HGMMA", 100: "UTCHMMA"}  # wgmma, tcgen05
 PRECISIONS = {"half": (torch.float16, "ieee"), "tf32": (torch.float32, "tf32")}
 SETUP = """
-from fastcnn.kernels import TmaConfig, conv2d_tma, pack_weight
+from fastcnn.kernels import Convolution, TmaConfig, conv2d_tma, pack_weight
 
-def conv(n, c, k, kernel, dtype, padding=0):
+def conv(n, c, k, kernel, dtype, padding=0, residual=None):
     weight = pack_weight(torch.empty(k, c, *kernel, dtype=dtype))
-    return nhwc(n, c, 17, 17, dtype), weight, torch.empty(k), 1, padding
+    return Convolution(nhwc(n, c, 17, 17, dtype), weight, torch.empty(k), 1, padding, residual=residual)
 """
 # 80 channels end in a part of a step, 112 in a part of a tile.
 PLAIN = (
-    "conv2d_tma(*conv(8, 80, 176, (3, 3), {dtype}, 1), config={config}, input_precision='{precision}', "
+    "conv2d_tma(conv(8, 80, 176, (3, 3), {dtype}, 1), config={config}, input_precision='{precision}', "
     "splits=[(0, 64, nhwc(8, 64, 17, 17, {dtype})), (64, 176, nhwc(8, 112, 17, 17, {dtype}))])"
 )
 # The second destination has columns beside those it is written to.
 FULL = (
-    "conv2d_tma(*conv(8, 80, 176, (3, 3), {dtype}, 1), residual=nhwc(8, 176, 17, 17, {dtype}), config={config}, input_precision='{precision}', "
+    "conv2d_tma(conv(8, 80, 176, (3, 3), {dtype}, 1, nhwc(8, 176, 17, 17, {dtype})), config={config}, input_precision='{precision}', "
     "splits=[(0, 64, nhwc(8, 64, 17, 17, {dtype})), (64, 176, nhwc(8, 112, 17, 18, {dtype})[..., :17])])"
 )
 # HGMMA.64x128x16.F32 R24, gdesc[UR8], R24: the left operand is in shared memory; in registers it would be one more register before it.
@@ -79,10 +79,10 @@ def test_the_other_roads_through_the_kernel() -> None:
     specialized = next(config for config in tma_configs_for(torch.float16, 90) if config.warp_specialize)
     plain = TmaConfig(128, 128, 0, 64, 8, 3)
     calls = {
-        f"conv2d_tma(*conv(1, 192, 192, (1, 7), torch.bfloat16, (0, 3)), config={specialized})": specialized,
-        f"conv2d_tma(*conv(8, 288, 192, (1, 1), torch.float16), config={specialized})": specialized,
-        f"conv2d_tma(*conv(128, 288, 192, (1, 1), torch.bfloat16), config={plain})": plain,
-        f"conv2d_tma(nhwc(8, 24, 17, 17)[:, :17], pack_weight(torch.empty(13, 17, 3, 3).half()), None, config={plain})": plain,
+        f"conv2d_tma(conv(1, 192, 192, (1, 7), torch.bfloat16, (0, 3)), config={specialized})": specialized,
+        f"conv2d_tma(conv(8, 288, 192, (1, 1), torch.float16), config={specialized})": specialized,
+        f"conv2d_tma(conv(128, 288, 192, (1, 1), torch.bfloat16), config={plain})": plain,
+        f"conv2d_tma(Convolution(nhwc(8, 24, 17, 17)[:, :17], pack_weight(torch.empty(13, 17, 3, 3).half()), None), config={plain})": plain,
     }
     binaries = compile_kernels([CallRequest(call, SETUP) for call in calls], (90,))
     assert len(binaries) == len(calls)

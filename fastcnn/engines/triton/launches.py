@@ -18,7 +18,7 @@ from fastcnn.engines.triton.steps import AffineStep, AtenStep, ConcatStep, Convo
 from fastcnn.kernels.affine import scale_bias_relu
 from fastcnn.kernels.concat import MAX_BRANCHES, concat_relu
 from fastcnn.kernels.global_pooling import global_avg_pool2d
-from fastcnn.kernels.pooling import avg_pool2d, max_pool2d
+from fastcnn.kernels.pooling import PoolWindow, avg_pool2d, max_pool2d
 
 Weights = Mapping[ConvolutionStep, ConvWeights]
 
@@ -188,10 +188,11 @@ def _runs(indices: tuple[int, ...], kind: Callable[[int], bool]) -> list[list[in
 
 def _pool(step: PoolStep) -> Run:
     pool = max_pool2d if step.reduction == "max" else avg_pool2d
+    window = PoolWindow(**step.window)
     (source,), (result,) = step.reads, step.writes
 
     def run(values: Values) -> None:
-        pool(values[source], **step.window, bias=step.bias, relu=step.relu, out=values[result])
+        pool(values[source], window, step.bias, step.relu, out=values[result])
 
     return run
 

@@ -23,7 +23,7 @@ class Hopper:
 driver.set_active(Hopper())
 
 from fastcnn.engines.triton.compile_ahead import compile_jobs, missing_jobs, note_jobs
-from fastcnn.kernels import ConvConfig, GroupedConv, concat_relu, conv2d_bias_relu, conv2d_group, max_pool2d, pack_weight
+from fastcnn.kernels import ConvConfig, Convolution, GroupedConv, PoolWindow, concat_relu, conv2d_bias_relu, conv2d_group, max_pool2d, pack_weight
 from fastcnn.kernels.launching import instead_of_launching
 
 def picture(channels): return torch.empty(1, channels, 8, 8, dtype=torch.float16, memory_format=torch.channels_last)
@@ -31,13 +31,13 @@ def picture(channels): return torch.empty(1, channels, 8, 8, dtype=torch.float16
 x, weight = picture(32), pack_weight(torch.empty(64, 32, 3, 3, dtype=torch.float16))
 small = ConvConfig(64, 32, 32, 4, 2)
 calls = [
-    lambda: max_pool2d(x, 3, 2, out=picture(32)[:, :, :3, :3].contiguous(memory_format=torch.channels_last)),
-    lambda: conv2d_bias_relu(x, weight, None, padding=1, out=picture(64), config=small),
-    lambda: conv2d_bias_relu(x, weight, None, padding=1, out=picture(64), config=small),
-    lambda: conv2d_bias_relu(x, weight, None, padding=1, out=picture(64), split_k=2, config=small),
-    lambda: conv2d_bias_relu(x, weight, None, padding=7, out=picture(64)),
+    lambda: max_pool2d(x, PoolWindow(3, 2), out=picture(32)[:, :, :3, :3].contiguous(memory_format=torch.channels_last)),
+    lambda: conv2d_bias_relu(Convolution(x, weight, None, padding=1), out=picture(64), config=small),
+    lambda: conv2d_bias_relu(Convolution(x, weight, None, padding=1), out=picture(64), config=small),
+    lambda: conv2d_bias_relu(Convolution(x, weight, None, padding=1), out=picture(64), split_k=2, config=small),
+    lambda: conv2d_bias_relu(Convolution(x, weight, None, padding=7), out=picture(64)),
     lambda: concat_relu([x, x], None, True, out=picture(64)),
-    lambda: conv2d_group([GroupedConv(x, weight, None, padding=1, out=picture(64))] * 2, small),
+    lambda: conv2d_group([GroupedConv(Convolution(x, weight, None, padding=1), picture(64))] * 2, small),
 ]
 jobs = note_jobs(calls)
 assert [job.name for job in jobs] == [

@@ -13,6 +13,7 @@ from fastcnn.engines.triton.problem import ConvOperands, ConvProblem, ConvWeight
 from fastcnn.engines.triton.steps import ConvolutionStep
 from fastcnn.kernels.convolution_configs import ConvConfig, rank_configs
 from fastcnn.kernels.convolution_group import GroupedConv, conv2d_group
+from fastcnn.kernels.convolution_problem import Convolution
 from fastcnn.kernels.launching import device_limits
 
 # What stored choices call it, and the implementation whose use it needs.
@@ -97,7 +98,8 @@ def group_members(problems: Sequence[ConvProblem], weights: Sequence[ConvWeights
             bias = None if weight.bias is None else weight.bias[start:stop]
             residual = None if operand.residual is None else operand.residual[:, start:stop]
             geometry = (problem.stride, problem.padding, problem.dilation)
-            members.append(GroupedConv(operand.x, weight.packed[start:stop], bias, *geometry, residual, problem.relu, destination))
+            convolution = Convolution(operand.x, weight.packed[start:stop], bias, *geometry, residual, problem.relu)
+            members.append(GroupedConv(convolution, destination))
             start = stop
     return members
 

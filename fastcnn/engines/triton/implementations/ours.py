@@ -14,8 +14,9 @@ from fastcnn.engines.triton.implementations.base import TIMED_CONFIGS
 from fastcnn.engines.triton.problem import ConvOperands, ConvProblem, ConvWeights
 from fastcnn.kernels.convolution import conv2d_bias_relu
 from fastcnn.kernels.convolution_configs import ConvConfig, choose_split_k, rank_configs
+from fastcnn.kernels.convolution_problem import Convolution
 from fastcnn.kernels.launching import device_limits
-from fastcnn.kernels.stem import stem_conv2d
+from fastcnn.kernels.stem import StemConvolution, stem_conv2d
 from fastcnn.kernels.tma_convolution import conv2d_tma
 from fastcnn.kernels.tma_convolution_configs import TmaConfig, TmaSize, rank_tma_configs, tma_configs_for
 
@@ -56,14 +57,7 @@ class TritonConvolution(_Kernel):
         """One launch, and one more that sums the parts where the reduction is split."""
         *config, split_k = variant
         conv2d_bias_relu(
-            operands.x,
-            weights.packed,
-            weights.bias,
-            problem.stride,
-            problem.padding,
-            problem.dilation,
-            operands.residual,
-            problem.relu,
+            _convolution(problem, weights, operands),
             splits=_splits(problem, operands),
             split_k=split_k,
             config=ConvConfig.decode(list(config)),
@@ -105,14 +99,7 @@ class TritonTma(_Kernel):
     def run(self, problem: ConvProblem, variant: Variant, weights: ConvWeights, operands: ConvOperands) -> None:
         """One launch."""
         conv2d_tma(
-            operands.x,
-            weights.packed,
-            weights.bias,
-            problem.stride,
-            problem.padding,
-            problem.dilation,
-            operands.residual,
-            problem.relu,
+            _convolution(problem, weights, operands),
             splits=_splits(problem, operands),
             config=TmaConfig.decode(variant),
             input_precision=problem.precision,
@@ -145,12 +132,7 @@ class TritonStem(_Kernel):
     def run(self, problem: ConvProblem, variant: Variant, weights: ConvWeights, operands: ConvOperands) -> None:
         """One launch."""
         stem_conv2d(
-            operands.x,
-            weights.stem,
-            weights.bias,
-            problem.stride,
-            problem.padding,
-            relu=problem.relu,
+            StemConvolution(operands.x, weights.stem, weights.bias, problem.stride, problem.padding, relu=problem.relu),
             out=operands.destinations[0],
             input_precision=problem.precision,
         )
@@ -158,6 +140,12 @@ class TritonStem(_Kernel):
     def label(self, problem: ConvProblem, variant: Variant) -> str:
         """Always the same."""
         return "triton stem"
+
+
+def _convolution(problem: ConvProblem, weights: ConvWeights, operands: ConvOperands) -> Convolution:
+    """As our kernels take it."""
+    geometry = (problem.stride, problem.padding, problem.dilation)
+    return Convolution(operands.x, weights.packed, weights.bias, *geometry, operands.residual, problem.relu)
 
 
 def _splits(problem: ConvProblem, operands: ConvOperands) -> list[tuple[int, int, Tensor]]:
