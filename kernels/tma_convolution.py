@@ -181,6 +181,11 @@ def _run(
         config = choose_tma_config(size, x.dtype, capability, input_precision, multiprocessors, residual is not None or not flat_out)
     else:
         config = TmaConfig.decode(encoded_config)
+    if not config.suits(size):
+        raise InputError(
+            f"{_OPERATOR}: specialised warps need tiles of pixels in one row of one image, not {config.box(size)}; "
+            "choose another config"
+        )
     pixels = _pixels_of(x, shape, size.is_flat)
     box = config.box(size)
     destinations, tiles_n = make_destinations(outs, starts, k, config.channels, flat_out)
@@ -330,7 +335,8 @@ def conv2d_tma(
         The result, or None with `splits`.
 
     Raises:
-        InputError: a tensor has the wrong shape, dtype, device or memory format, or `supports_tma` gives a reason.
+        InputError: a tensor has the wrong shape, dtype, device or memory format, `supports_tma` gives a reason, or `config` does
+            not suit the size (`TmaConfig.suits`).
     """
     window = make_window(_OPERATOR, weight, stride, padding, dilation)
     encoded = None if config is None else config.encode()

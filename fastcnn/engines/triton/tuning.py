@@ -98,7 +98,11 @@ class Chooser:
         """What needs no measuring: a stored choice that can still be had, or the only one that can."""
         able = self._able(problem)
         stored = self.store.get(problem.key)
-        if stored is not None and any(stored.implementation == implementation.name for implementation in able):
+        # The variant too: one that another version measured may be refused by this one.
+        if stored is not None and any(
+            stored.implementation == implementation.name and stored.variant in implementation.variants(problem, self.device, most=None)
+            for implementation in able
+        ):
             return stored
         only = able[0].variants(problem, self.device)
         return Choice(able[0].name, only[0], None, "the only one that can") if len(able) == len(only) == 1 else None

@@ -88,6 +88,15 @@ def test_when_time_is_over_the_prediction_stands(clock):
     assert timed == []
 
 
+def test_a_stored_variant_that_is_no_longer_offered_is_measured_anew(clock):
+    chooses = chooser()
+    chooses.store.put(PROBLEM.key, Choice("triton", (7, 7, 7), 0.001, "another version's"))
+    choice = choose(chooses)
+
+    assert choice.variant != (7, 7, 7)
+    assert choice.milliseconds == 1.0
+
+
 def test_a_wrong_candidate_is_left_out_and_named(clock, monkeypatch, caplog):
     prices, _ = clock
     prices["aten::conv2d"] = 0.1
