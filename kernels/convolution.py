@@ -115,6 +115,7 @@ def _run(
         NUM_DESTINATIONS=len(outs),
         FLAT=flat,
         RELU=relu,
+        INPUT_PRECISION=input_precision,
         BLOCK_M=_SUM_BLOCK_M,
         BLOCK_N=_SUM_BLOCK_N,
         num_warps=4,

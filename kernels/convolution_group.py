@@ -254,6 +254,7 @@ def _conv2d_group_kernel(
         out_width,
         relu != 0,
         FLAT,
+        INPUT_PRECISION,
     )
 
 

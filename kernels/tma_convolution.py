@@ -183,8 +183,7 @@ def _run(
         config = TmaConfig.decode(encoded_config)
     if not config.suits(size):
         raise InputError(
-            f"{_OPERATOR}: specialised warps need tiles of pixels in one row of one image, not {config.box(size)}; "
-            "choose another config"
+            f"{_OPERATOR}: specialised warps need tiles of pixels in one row of one image, not {config.box(size)}; choose another config"
         )
     pixels = _pixels_of(x, shape, size.is_flat)
     box = config.box(size)

@@ -27,7 +27,8 @@ PLAIN = (
 )
 # The second destination has columns beside those it is written to.
 FULL = (
-    "conv2d_tma(*conv(8, 80, 176, (3, 3), {dtype}, 1, {width}), residual=nhwc(8, 176, 17, {width}, {dtype}), config={config}, input_precision='{precision}', "
+    "conv2d_tma(*conv(8, 80, 176, (3, 3), {dtype}, 1, {width}), residual=nhwc(8, 176, 17, {width}, {dtype}), "
+    "config={config}, input_precision='{precision}', "
     "splits=[(0, 64, nhwc(8, 64, 17, {width}, {dtype})), (64, 176, nhwc(8, 112, 17, {width} + 1, {dtype})[..., :{width}])])"
 )
 # HGMMA.64x128x16.F32 R24, gdesc[UR8], R24: the left operand is in shared memory; in registers it would be one more register before it.

@@ -33,7 +33,7 @@ class Trial:
 
     def __init__(self, problem: ConvProblem, step: ConvolutionStep, device: torch.device) -> None:
         self.problem = problem
-        self.weights = ConvWeights(step)
+        self.weights = ConvWeights(step, tf32=problem.tf32)
         self.operands = make_operands(problem, device)
 
     @functools.cached_property
