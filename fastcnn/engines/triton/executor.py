@@ -117,8 +117,8 @@ class Executor:
         if not self._uses_graph or not self._network.per_picture or count in self._ready:
             return count
         step = _SIZES[-1]
-        larger = [size for size in (*_SIZES, self._usual_batch) if size >= count] or [-(-count // step) * step]
-        return min(larger)
+        multiple = -(-count // step) * step
+        return min(size for size in (*_SIZES, self._usual_batch, multiple) if size >= count)
 
     def _program(self, size: int) -> Program:
         if size not in self._programs:

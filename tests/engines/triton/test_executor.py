@@ -78,6 +78,13 @@ def test_a_batch_runs_in_the_next_larger_graph(captured):
     assert list(dict.fromkeys(captured)) == [3, 2, 1, 8, 128, 192]
 
 
+def test_a_batch_far_below_the_usual_one_does_not_run_in_its_graph(captured):
+    _, _, executor = make(batch=512)
+    sizes = {count: executor._size_for(count) for count in (1, 64, 65, 129, 449, 500, 513)}
+
+    assert sizes == {1: 1, 64: 64, 65: 128, 129: 192, 449: 512, 500: 512, 513: 576}
+
+
 def test_a_model_that_mixes_pictures_gets_a_graph_for_each_batch(captured):
     model = net(lambda s, x: s.a(x) - s.a(x).mean(0, keepdim=True), a=nn.Conv2d(3, 4, 1))
     fast = Builder(model, images(3, 3, 5, 5), check=False).build(TritonEngine(TritonOptions(use_cache=False, implementations=("library",))))
