@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import threading
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from fastcnn.engines.triton.options import TritonOptions
 from fastcnn.errors import DeviceMemoryError
 from fastcnn.optimization import Builder
 from fastcnn.optimized_module import OptimizedModule
+from fastcnn.precision import float32_products
 
 
 class FakeGraph:
@@ -208,6 +212,51 @@ def test_branches_come_together_again_after_an_error_too(monkeypatch):
     with pytest.raises(RuntimeError, match="the branch fails"):
         executor._run_side_by_side([lambda: None, fails, lambda: None])
     assert waits == [("one", "main"), ("main", "one")]
+
+
+def test_a_size_that_is_tuned_does_not_keep_the_others_waiting(captured, monkeypatch):
+    fast, model, _ = make()
+    fast(images(2, 3, 5, 5))
+    tuning, go_on = threading.Event(), threading.Event()
+    make_schedule = executor_module.make_schedule
+
+    def slow(*arguments):
+        tuning.set()
+        assert go_on.wait(60)
+        return make_schedule(*arguments)
+
+    monkeypatch.setattr(executor_module, "make_schedule", slow)
+    with ThreadPoolExecutor(2) as pool:
+        new = pool.submit(fast, images(8, 3, 5, 5))
+        try:
+            assert tuning.wait(60)
+            ready = pool.submit(fast, images(2, 3, 5, 5)).result(60)
+        finally:
+            go_on.set()
+        torch.testing.assert_close(new.result(60), model(images(8, 3, 5, 5)))
+    torch.testing.assert_close(ready, model(images(2, 3, 5, 5)))
+    assert captured == [2, 8]
+
+
+def test_a_thread_that_waits_for_the_precision_of_another_holds_no_lock(captured):
+    fast, model, _ = make()
+    fast(images(2, 3, 5, 5))
+    entered, leave = threading.Event(), threading.Event()
+
+    def verify() -> torch.Tensor:
+        with float32_products(tf32=True):
+            entered.set()
+            assert leave.wait(60)
+            return fast(images(2, 3, 5, 5))
+
+    with ThreadPoolExecutor(2) as pool:
+        verifying = pool.submit(verify)
+        assert entered.wait(60)
+        planning = pool.submit(fast, images(8, 3, 5, 5))  # waits for the end of the other precision
+        time.sleep(0.2)
+        leave.set()
+        torch.testing.assert_close(verifying.result(20), model(images(2, 3, 5, 5)))
+        torch.testing.assert_close(planning.result(60), model(images(8, 3, 5, 5)))
 
 
 def test_an_interrupt_while_a_program_is_made_leaves_the_module_usable(captured, monkeypatch):
