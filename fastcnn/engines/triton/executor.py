@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastcnn.engines.triton.choices import ChoiceStore
 from fastcnn.engines.triton.compile_ahead import compile_jobs, note_jobs
-from fastcnn.engines.triton.device_clock import CAPTURING, device_milliseconds
+from fastcnn.engines.triton.device_clock import CAPTURING, capture, device_milliseconds
 from fastcnn.engines.triton.launches import Values
 from fastcnn.engines.triton.options import TritonOptions
 from fastcnn.engines.triton.problem import ConvWeights
@@ -320,9 +320,13 @@ class Executor:
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
             ready.graph = torch.cuda.CUDAGraph()
-            # Other threads of a service may allocate and launch meanwhile.
-            with torch.cuda.graph(ready.graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-                ready.outputs = program.run(ready.values, ready.input, self._run_side_by_side)
+            try:
+                with capture(ready.graph, stream, self._pool):
+                    ready.outputs = program.run(ready.values, ready.input, self._run_side_by_side)
+            except BaseException:
+                # The graphs that were captured before keep the pool that they have.
+                self._pool = None
+                raise
 
     def _stream(self, index: int) -> torch.cuda.Stream:
         """Streams of this executor; the first is that of captures. They are different ones, made in a row: PyTorch

@@ -45,6 +45,7 @@ class Chooser:
         self.device, self.options, self.store = device, options, store
         self._candidates = implementations(options.implementations)
         self._deadline = 0.0
+        self._untimed: set[str] = set()
 
     def start_clock(self) -> None:
         """From now on `tuning_seconds` may be spent."""
@@ -173,6 +174,8 @@ class Chooser:
         for implementation, variant in candidates:
             if not self._has_time():
                 break
+            if implementation.name in self._untimed:
+                continue
             what = f"{implementation.label(problem, variant)} on {problem.key}"
             try:
                 reason = trial.check(implementation, variant)
@@ -183,8 +186,12 @@ class Chooser:
                 log.log(logging.INFO if reason == LOSES_NAN else logging.WARNING, "%s is left out: %s", what, reason)
                 continue
             milliseconds = self._time(trial.bind(implementation, variant), what)
-            if milliseconds is not None:
-                timed.append(Timing(milliseconds, implementation.name, variant))
+            if milliseconds is None:
+                # It runs and cannot be captured: neither could the network with it be, and each failure may cost more.
+                log.warning("%s is measured no further", implementation.name)
+                self._untimed.add(implementation.name)
+                continue
+            timed.append(Timing(milliseconds, implementation.name, variant))
         return timed
 
     def _time(self, run: Callable[[], object], what: str) -> float | None:

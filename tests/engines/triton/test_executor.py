@@ -259,6 +259,34 @@ def test_a_thread_that_waits_for_the_precision_of_another_holds_no_lock(captured
         torch.testing.assert_close(planning.result(60), model(images(8, 3, 5, 5)))
 
 
+def test_after_a_failed_capture_the_next_one_gets_a_pool_of_its_own(monkeypatch):
+    _, _, executor = make()
+    pools: list[int] = []
+
+    @contextlib.contextmanager
+    def failing(graph, stream, pool):
+        pools.append(pool)
+        yield
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    class Stream:
+        def wait_stream(self, other: Stream) -> None: ...
+
+    monkeypatch.setattr(executor_module, "capture", failing)
+    monkeypatch.setattr(executor, "_streams", [Stream()])
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: len(pools))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    program = executor.program(3)
+    ready = executor_module._Ready(program, program.bind(torch.zeros(program.schedule.arena.size, dtype=torch.uint8)))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="previous error during capture"):
+            executor._capture(ready)
+    assert pools == [0, 1]
+
+
 def test_an_interrupt_while_a_program_is_made_leaves_the_module_usable(captured, monkeypatch):
     fast, model, _ = make()
     with monkeypatch.context() as patch:

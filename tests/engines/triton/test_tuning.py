@@ -128,6 +128,23 @@ def test_a_candidate_that_does_not_run_is_passed_over(clock, monkeypatch):
     assert choose(chooser()).implementation == "library"
 
 
+def test_an_implementation_that_cannot_be_captured_is_measured_no_further(monkeypatch, caplog):
+    tried: list[str] = []
+
+    def fails(run, device):
+        tried.append(run.args[0].name)
+        if run.args[0].name == "triton":
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        return 1.0
+
+    monkeypatch.setattr("fastcnn.engines.triton.tuning.device_milliseconds", fails)
+    monkeypatch.setattr(Chooser, "_can_measure", lambda self: self._has_time())
+
+    assert choose(chooser(implementations=("triton", "library"))).implementation == "library"
+    assert tried.count("triton") == 1
+    assert "triton is measured no further" in caplog.text
+
+
 def test_no_implementation_left():
     grouped = dataclasses.replace(PROBLEM, groups=3)
     with pytest.raises(BackendError, match=r"no implementation for float32 n2 .* g3 .*triton: grouped convolution"):
