@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import ClassVar
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_the_median_of_replays_of_several_runs(monkeypatch):
 class UnendableGraph:
     """As PyTorch's where CUDA cannot end a capture: the allocator goes on recording into the pool."""
 
-    recording: set[tuple[int, int]] = set()
+    recording: ClassVar[set[tuple[int, int]]] = set()
 
     def capture_begin(self, pool: tuple[int, int], **options: object) -> None:
         if pool in self.recording:
