@@ -125,7 +125,10 @@ class Chooser:
             return GroupChoice(group_configs(group.problems, self.device)[0], None, "asked for")
         timed: list[tuple[float, int, ConvConfig]] = []
         for rank, (config, run) in enumerate(self._bind_group(group)):
-            milliseconds = self._time(run, f"group with {config}")
+            try:
+                milliseconds = self._time(run, f"group with {config}")
+            except torch.cuda.OutOfMemoryError:
+                break
             if milliseconds is not None:
                 timed.append((milliseconds, rank, config))
         if not timed:
@@ -150,7 +153,11 @@ class Chooser:
 
     def _bind_group(self, group: ConvGroup) -> list[tuple[ConvConfig, Callable[[], object]]]:
         """The configurations worth timing, each with the launch of random operands."""
-        trials = [Trial(problem, step, self.device) for problem, step in zip(group.problems, group.steps, strict=True)]
+        try:
+            trials = [Trial(problem, step, self.device) for problem, step in zip(group.problems, group.steps, strict=True)]
+        except torch.cuda.OutOfMemoryError as error:
+            log.warning("%s is not measured: %s", group.key, str(error).partition("\n")[0])
+            return []
         weights, operands = [trial.weights for trial in trials], [trial.operands for trial in trials]
         return [(config, bind_group(group.problems, weights, operands, config)) for config in group_configs(group.problems, self.device)]
 
@@ -168,15 +175,21 @@ class Chooser:
         return self.device.type == "cuda" and self._has_time()
 
     def _measure(self, problem: ConvProblem, step: ConvolutionStep, candidates: Sequence[tuple[Implementation, Variant]]) -> list[Timing]:
-        """Of each candidate that is right, as far as there is time."""
-        trial = Trial(problem, step, self.device)
-        timed = []
+        """Of each candidate that is right, as far as there is time and memory: a trial takes more of it than the network."""
+        timed: list[Timing] = []
+        try:
+            self._measure_into(timed, Trial(problem, step, self.device), candidates)
+        except torch.cuda.OutOfMemoryError as error:
+            log.warning("%s is measured no further: %s", problem.key, str(error).partition("\n")[0])
+        return timed
+
+    def _measure_into(self, timed: list[Timing], trial: Trial, candidates: Sequence[tuple[Implementation, Variant]]) -> None:
         for implementation, variant in candidates:
             if not self._has_time():
                 break
             if implementation.name in self._untimed:
                 continue
-            what = f"{implementation.label(problem, variant)} on {problem.key}"
+            what = f"{implementation.label(trial.problem, variant)} on {trial.problem.key}"
             try:
                 reason = trial.check(implementation, variant)
             except Exception as error:
@@ -192,7 +205,6 @@ class Chooser:
                 self._untimed.add(implementation.name)
                 continue
             timed.append(Timing(milliseconds, implementation.name, variant))
-        return timed
 
     def _time(self, run: Callable[[], object], what: str) -> float | None:
         try:

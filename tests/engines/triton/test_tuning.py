@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 from fastcnn.engines.triton.choices import Choice, ChoiceStore
 from fastcnn.engines.triton.implementations.group import ConvGroup
@@ -143,6 +144,19 @@ def test_an_implementation_that_cannot_be_captured_is_measured_no_further(monkey
     assert choose(chooser(implementations=("triton", "library"))).implementation == "library"
     assert tried.count("triton") == 1
     assert "triton is measured no further" in caplog.text
+
+
+def test_where_a_trial_does_not_fit_into_memory_the_prediction_stands(clock, monkeypatch, caplog):
+    def full(problem, device):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+
+    monkeypatch.setattr("fastcnn.engines.triton.trial.make_operands", full)
+    chooses = chooser()
+    choice = choose(chooses)
+
+    assert choice.why == "predicted, not measured"
+    assert "is measured no further: CUDA out of memory. Tried to allocate 9.00 GiB." in caplog.text
+    assert chooses.choose_group(ConvGroup((PROBLEM, PROBLEM), (step_of(PROBLEM), step_of(PROBLEM)), alone=3.0)) is None
 
 
 def test_no_implementation_left():
