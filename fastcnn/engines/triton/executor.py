@@ -29,7 +29,7 @@ from fastcnn.engines.triton.program import Program
 from fastcnn.engines.triton.schedule import make_schedule
 from fastcnn.engines.triton.steps import Network, is_activation
 from fastcnn.engines.triton.tuning import Chooser
-from fastcnn.errors import DeviceMemoryError
+from fastcnn.errors import BackendError, DeviceMemoryError
 from fastcnn.precision import float32_products
 from fastcnn.target import Target
 
@@ -90,7 +90,13 @@ class Executor:
 
         Raises:
             DeviceMemoryError: the GPU has no room for this batch; smaller ones still run.
+            BackendError: the caller captures a CUDA graph of its own.
         """
+        if self._is_cuda and torch.cuda.is_current_stream_capturing():
+            raise BackendError(
+                "backend 'triton' replays CUDA graphs of its own and cannot run while the current stream is captured: "
+                "call the module outside of the capture"
+            )
         return self._in_memory(x.shape[0], lambda size: self._run(x, size))
 
     def program(self, batch: int) -> Program:

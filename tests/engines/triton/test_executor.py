@@ -20,7 +20,7 @@ from fastcnn.engines.triton import executor as executor_module
 from fastcnn.engines.triton.engine import TritonEngine
 from fastcnn.engines.triton.executor import Executor
 from fastcnn.engines.triton.options import TritonOptions
-from fastcnn.errors import DeviceMemoryError
+from fastcnn.errors import BackendError, DeviceMemoryError
 from fastcnn.optimization import Builder
 from fastcnn.optimized_module import OptimizedModule
 from fastcnn.precision import float32_products
@@ -257,6 +257,16 @@ def test_a_thread_that_waits_for_the_precision_of_another_holds_no_lock(captured
         leave.set()
         torch.testing.assert_close(verifying.result(20), model(images(2, 3, 5, 5)))
         torch.testing.assert_close(planning.result(60), model(images(8, 3, 5, 5)))
+
+
+def test_a_call_inside_a_capture_of_the_callers_is_refused(monkeypatch):
+    fast, model, executor = make()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(executor, "_is_cuda", True)
+    with pytest.raises(BackendError, match="call the module outside of the capture"):
+        fast(images(3, 3, 5, 5))
+    monkeypatch.setattr(executor, "_is_cuda", False)
+    torch.testing.assert_close(fast(images(3, 3, 5, 5)), model(images(3, 3, 5, 5)))
 
 
 def test_after_a_failed_capture_the_next_one_gets_a_pool_of_its_own(monkeypatch):
