@@ -28,6 +28,7 @@ from fastcnn.engines.triton.problem import ConvWeights
 from fastcnn.engines.triton.program import Program
 from fastcnn.engines.triton.schedule import make_schedule
 from fastcnn.engines.triton.steps import Network, is_activation
+from fastcnn.engines.triton.streams import run_side_by_side
 from fastcnn.engines.triton.tuning import Chooser
 from fastcnn.errors import BackendError, DeviceMemoryError
 from fastcnn.precision import float32_products
@@ -347,19 +348,7 @@ class Executor:
             _one_by_one(calls)
             return
         self._stream(len(calls) - 1)
-        main = torch.cuda.current_stream()
-        begun: list[torch.cuda.Stream] = []
-        try:
-            for side, call in zip(self._streams[1:], calls[1:], strict=False):
-                side.wait_stream(main)
-                begun.append(side)
-                with torch.cuda.stream(side):
-                    call()
-            calls[0]()
-        finally:
-            # After an error too: a capture that is left with a branch of its own cannot be ended.
-            for side in begun:
-                main.wait_stream(side)
+        run_side_by_side(calls, self._streams[1:])
 
 
 def _one_by_one(calls: list[Callable[[], None]]) -> None:

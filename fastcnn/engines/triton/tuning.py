@@ -15,16 +15,20 @@ from fastcnn.engines.triton.compile_ahead import CompileJob, compile_jobs, note_
 from fastcnn.engines.triton.device_clock import device_milliseconds
 from fastcnn.engines.triton.implementations.base import Implementation
 from fastcnn.engines.triton.implementations.group import ConvGroup, GroupChoice, bind_group, group_configs, may_group
-from fastcnn.engines.triton.implementations.table import implementations
+from fastcnn.engines.triton.implementations.table import BY_NAME, implementations
 from fastcnn.engines.triton.options import TritonOptions
 from fastcnn.engines.triton.problem import ConvProblem
 from fastcnn.engines.triton.steps import ConvolutionStep
+from fastcnn.engines.triton.streams import run_side_by_side
 from fastcnn.engines.triton.trial import LOSES_NAN, Trial, compile_candidates
 from fastcnn.errors import BackendError
 from fastcnn.kernels.convolution_configs import ConvConfig
 
 log = logging.getLogger(__name__)
 
+# Of the time for measuring, what is kept for groups where there may be any: without it the first process, which measures
+# convolutions for as long as it may, would group nothing, and the next one would.
+_SHARE_FOR_GROUPS = 1 / 3
 # Of the time for measuring, what compiling ahead may take at most.
 _SHARE_FOR_COMPILING = 0.7
 
@@ -44,12 +48,19 @@ class Chooser:
     def __init__(self, device: torch.device, options: TritonOptions, store: ChoiceStore) -> None:
         self.device, self.options, self.store = device, options, store
         self._candidates = implementations(options.implementations)
-        self._deadline = 0.0
+        self._deadline = self._end = 0.0
         self._untimed: set[str] = set()
+        self._streams: list[torch.cuda.Stream] = []
 
     def start_clock(self) -> None:
-        """From now on `tuning_seconds` may be spent."""
-        self._deadline = time.monotonic() + self.options.tuning_seconds
+        """From now on `tuning_seconds` may be spent, a third of them on groups only."""
+        self._end = time.monotonic() + self.options.tuning_seconds
+        kept = _SHARE_FOR_GROUPS if self._may_group() and self.options.grouped == "measured" else 0.0
+        self._deadline = self._end - kept * self.options.tuning_seconds
+
+    def start_groups(self) -> None:
+        """What follows may take the time that was kept for groups, and what convolutions have left."""
+        self._deadline = self._end
 
     def compile_ahead(self, wanted: Iterable[tuple[ConvProblem, ConvolutionStep]]) -> None:
         """Compile in parallel what `choose_all` will measure for these problems, the best guesses for all of them
@@ -134,13 +145,38 @@ class Chooser:
         if not timed:
             return None
         best, _, config = min(timed)
-        if group.alone is not None and best >= group.alone and self.options.grouped == "measured":
-            separate = GroupChoice(None, best, f"{best / group.alone:.2f}× the time of {len(group.steps)} launches")
+        alone = self._time_alone(group)
+        if alone is not None and best >= alone and self.options.grouped == "measured":
+            separate = GroupChoice(None, best, f"{best / alone:.2f}× the time of {len(group.steps)} launches")
             self.store.put(group.key, separate.to_store())
             return None
-        choice = GroupChoice(config, best, "" if group.alone is None else f"{group.alone / best:.2f}× as fast as {len(group.steps)} launches")
+        choice = GroupChoice(config, best, "" if alone is None else f"{alone / best:.2f}× as fast as {len(group.steps)} launches")
         self.store.put(group.key, choice.to_store())
         return choice
+
+    def _time_alone(self, group: ConvGroup) -> float | None:
+        """Milliseconds of the convolutions of a group without it, as the network would run them: where launches of one
+        level run side by side, the time of all of them at once, which is less than the sum of their times."""
+        if not self.options.concurrent or group.alone is None or not group.choices:
+            return group.alone
+        try:
+            calls = [
+                Trial(problem, step, self.device).bind(BY_NAME[choice.implementation], choice.variant)
+                for problem, step, choice in zip(group.problems, group.steps, group.choices, strict=True)
+            ]
+            together = self._time(lambda: self._run_side_by_side(calls), f"{len(calls)} launches side by side")
+        except torch.cuda.OutOfMemoryError:
+            together = None
+        return group.alone if together is None else min(together, group.alone)
+
+    def _run_side_by_side(self, calls: Sequence[Callable[[], object]]) -> None:
+        if self.device.type != "cuda":
+            for call in calls:
+                call()
+            return
+        while len(self._streams) < len(calls) - 1:
+            self._streams.append(torch.cuda.Stream(self.device))
+        run_side_by_side(calls, self._streams)
 
     def _may_group(self) -> bool:
         return self.options.grouped != "never" and may_group(self.options.implementations)

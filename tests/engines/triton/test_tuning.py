@@ -52,7 +52,7 @@ def test_the_fastest_is_kept_and_remembered(clock, caplog):
     with caplog.at_level("INFO", logger="fastcnn"):
         choice = choose(chooses)
 
-    assert "measuring the implementations of 1 convolutions, for at most 60 s" in caplog.text
+    assert "measuring the implementations of 1 convolutions, for at most 40 s" in caplog.text
     assert (choice.implementation, choice.milliseconds) == ("library", 0.5)
     assert "triton 2.00× its time" in choice.why
     count = len(timed)
@@ -178,3 +178,33 @@ def test_groups_are_kept_where_they_are_faster(clock):
     assert better is not None
     assert better.why == "2.00× as fast as 2 launches"
     assert chooser(grouped="never").choose_group(slow) is None
+
+
+def test_a_group_is_held_against_launches_that_run_side_by_side(clock):
+    prices, _ = clock
+    prices |= {"side by side": 1.2, "group": 1.5}
+    choices = (Choice("library", (1,), 1.0), Choice("triton", TritonConvolution().variants(PROBLEM, CPU)[0], 1.0))
+    group = ConvGroup((PROBLEM, PROBLEM), (step_of(PROBLEM), step_of(PROBLEM)), alone=2.0, choices=choices)
+
+    assert chooser().choose_group(group) is None
+    in_turn = chooser(concurrent=False).choose_group(group)
+    assert in_turn is not None
+    assert in_turn.why == "1.33× as fast as 2 launches"
+
+
+def test_groups_have_time_of_their_own(clock, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("fastcnn.engines.triton.tuning.time.monotonic", lambda: now[0])
+    chooses = chooser(tuning_seconds=60)
+    without = chooser(tuning_seconds=60, grouped="never")
+    now[0] = 41.0  # the convolutions have used up what is theirs
+    assert choose(chooses).why == "predicted, not measured"
+    assert choose(without).milliseconds == 1.0
+
+    chooses.start_groups()
+    clock[0]["group"] = 0.5
+    group = ConvGroup((PROBLEM, PROBLEM), (step_of(PROBLEM), step_of(PROBLEM)), alone=2.0)
+    assert chooses.choose_group(group) is not None
+    now[0] = 61.0
+    other = dataclasses.replace(PROBLEM, batch=3)
+    assert chooses.choose_group(ConvGroup((other, other), group.steps, alone=2.0)) is None
