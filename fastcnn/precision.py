@@ -54,6 +54,15 @@ def float32_products(*, tf32: bool) -> AbstractContextManager[None]:
     return _switches.set(tf32)
 
 
+def round_to_tf32(tensor: torch.Tensor) -> torch.Tensor:
+    """A new float32 tensor of the same strides: the numbers of a float32 one rounded to TF32's 10 bits of mantissa, to nearest and ties away from
+    zero; NaN stays NaN. What is read as TF32 without it is truncated."""
+    import torch
+
+    rounded = ((tensor.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+    return torch.where(tensor.isnan(), tensor, rounded)
+
+
 class _Switches:
     """PyTorch's switches for float32 products, and the threads that rely on them.
 

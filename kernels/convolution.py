@@ -128,6 +128,7 @@ def _run(arguments: _Arguments, outs: Sequence[Tensor], starts: Sequence[int]) -
         NUM_DESTINATIONS=len(outs),
         FLAT=flat,
         RELU=convolution.relu,
+        INPUT_PRECISION=arguments.input_precision,
         BLOCK_M=_SUM_BLOCK_M,
         BLOCK_N=_SUM_BLOCK_N,
         num_warps=4,

@@ -191,7 +191,7 @@ def _conv2d_group_kernel(
     )  # fmt: skip
     finish_tile(
         acc, rows, cols, bias_ptr, bias_channels, out_ptr, out_stride_n, out_stride_h, out_stride_w, 0, out_channels,
-        pixels, out_height, out_width, relu != 0, FLAT,
+        pixels, out_height, out_width, relu != 0, FLAT, INPUT_PRECISION,
     )  # fmt: skip
 
 

@@ -184,6 +184,18 @@ def implicit_gemm(
 
 
 @triton.jit
+def round_operand(values, INPUT_PRECISION: tl.constexpr):
+    """float32 values that tensor cores are to read as TF32, rounded to nearest; others as they are, and NaN stays NaN.
+
+    The tensor cores ignore the low 13 bits, which would shrink every product, always in the same direction.
+    """
+    if INPUT_PRECISION == "tf32" and values.dtype == tl.float32:
+        rounded = ((values.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        values = tl.where(values == values, rounded, values)
+    return values
+
+
+@triton.jit
 def finish_tile(
     acc,  # [BLOCK_M, BLOCK_N], float32
     rows,
@@ -199,6 +211,7 @@ def finish_tile(
     out_width,
     relu,
     FLAT: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,  # of the next convolution's operands, which these are: the whole network has one
 ):  # fmt: skip
     """Bias, ReLU and the store of one tile into its destination."""
     if bias_ptr is not None:
@@ -207,7 +220,8 @@ def finish_tile(
     # The largest of NaN and 0 is NaN in PyTorch's ReLU, and 0 in Triton's maximum unless it is told to propagate.
     acc = tl.where(relu, tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL), acc)
     offsets = pixel_offsets(rows, out_height, out_width, out_stride_n, out_stride_h, out_stride_w, FLAT)
-    tl.store(out_ptr + offsets[:, None] + (cols - first_channel)[None, :], acc.to(out_ptr.dtype.element_ty), mask=stored)
+    y = round_operand(acc.to(out_ptr.dtype.element_ty), INPUT_PRECISION)
+    tl.store(out_ptr + offsets[:, None] + (cols - first_channel)[None, :], y, mask=stored)
 
 
 @triton.jit
@@ -290,6 +304,7 @@ def conv2d_kernel(
     finish_tile(
         acc, rows, cols, problem.bias_ptr, stop_channel, out_ptr, out_stride_n, out_stride_h, out_stride_w,
         first_channel, stop_channel, pixels, problem.out_height, problem.out_width, RELU, FLAT,
+        INPUT_PRECISION if SPLIT_K == 1 else "ieee",
     )  # fmt: skip
 
 
@@ -304,6 +319,7 @@ def sum_parts_kernel(
     NUM_DESTINATIONS: tl.constexpr,
     FLAT: tl.constexpr,
     RELU: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -326,5 +342,5 @@ def sum_parts_kernel(
         part_ptrs += pixels.to(tl.int64) * problem.out_channels
     finish_tile(
         acc, rows, cols, problem.bias_ptr, stop_channel, out_ptr, out_stride_n, out_stride_h, out_stride_w,
-        first_channel, stop_channel, pixels, problem.out_height, problem.out_width, RELU, FLAT,
+        first_channel, stop_channel, pixels, problem.out_height, problem.out_width, RELU, FLAT, INPUT_PRECISION,
     )  # fmt: skip

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.errors import InputError
-from fastcnn.kernels.convolution_kernels import finish_tile
+from fastcnn.kernels.convolution_kernels import finish_tile, round_operand
 from fastcnn.kernels.convolution_problem import Pair, Window, check_input_precision, make_pair, make_window
 from fastcnn.kernels.launching import (
     ACTIVATION_DTYPES,
@@ -106,7 +106,7 @@ def _stem_conv2d_kernel(
         if scale_ptr is not None:
             x = x.to(tl.float32) * tl.load(scale_ptr + c)[None, :] + tl.load(shift_ptr + c)[None, :]
             x = tl.where(inside, x, 0.0)
-        x = x.to(w_ptr.dtype.element_ty)
+        x = round_operand(x.to(w_ptr.dtype.element_ty), INPUT_PRECISION)
         w = tl.load(w_ptr + channel[None, :] * w_stride_k + depth[:, None], mask=(depth < R * S * C)[:, None], other=0.0)
         if UPCAST:
             x = x.to(tl.float32)
@@ -114,7 +114,7 @@ def _stem_conv2d_kernel(
         acc = tl.dot(x, w, acc, input_precision=INPUT_PRECISION)
     finish_tile(
         acc, rows, cols, bias_ptr, out_channels, out_ptr, out_stride_n, out_stride_h, out_stride_w, 0, out_channels,
-        pixels, out_height, out_width, RELU, FLAT,
+        pixels, out_height, out_width, RELU, FLAT, INPUT_PRECISION,
     )  # fmt: skip
 
 

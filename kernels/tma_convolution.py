@@ -202,6 +202,10 @@ def _run(arguments: _Arguments, outs: Sequence[Tensor], starts: Sequence[int]) -
         config = choose_tma_config(size, x.dtype, capability, input_precision, multiprocessors, residual is not None or not flat_out)
     else:
         config = TmaConfig.decode(encoded_config)
+    if not config.suits(size):
+        raise InputError(
+            f"{_OPERATOR}: specialised warps need tiles of pixels in one row of one image, not {config.box(size)}; choose another config"
+        )
     pixels = _pixels_of(x, p, q, size.is_flat)
     box = config.box(size)
     destinations, tiles_n = make_destinations(outs, starts, k, config.channels, flat_out)
@@ -286,7 +290,8 @@ def conv2d_tma(
         The result, or None with `splits`.
 
     Raises:
-        InputError: a tensor has the wrong shape, dtype, device or memory format, or `supports_tma` gives a reason.
+        InputError: a tensor has the wrong shape, dtype, device or memory format, `supports_tma` gives a reason, or `config` does
+            not suit the size (`TmaConfig.suits`).
     """
     encoded = None if config is None else config.encode()
     return compute(_CONV2D_TMA, (*convolution.in_schema(), encoded, input_precision), out, splits)

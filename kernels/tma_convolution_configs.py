@@ -8,7 +8,8 @@ decides:
 - The input is read again from L2 once per tap and once per tile of output channels; rows of the weight, channels and pixels beyond the end are
   filled with zeros by the TMA and cost no traffic. So wide tiles pay even where a part of them is padding.
 - Warp specialisation (one warp group loads, two multiply) is Hopper's, needs four warps and 128 channels: Triton splits the weights between the
-  multiplying groups, and tiles of 64 channels would be computed by both of them.
+  multiplying groups, and tiles of 64 channels would be computed by both of them. It is for boxes of pixels in one row
+  only: `TmaConfig.suits` says why.
 """
 
 from __future__ import annotations
@@ -117,6 +118,13 @@ class TmaConfig:
         n, p, q = (1, 1, size.images * size.height * size.width) if size.is_flat else size[:3]
         return choose_box(n, p, q, self.block_m)
 
+    def suits(self, size: TmaSize) -> bool:
+        """Whether this configuration computes the convolution rightly: with specialised warps the pixels of a tile must
+        lie in one row of one image."""
+        # A box of several rows or images is reshaped before it is multiplied, and the compiler (Triton 3.6 to 3.9) takes
+        # the reshape for the last reader of the buffer: the loading warps overwrite what is still being multiplied.
+        return not self.warp_specialize or self.box(size)[:2] == (1, 1)
+
     def pixel_tiles(self, size: TmaSize) -> int:
         """Tiles that cover the pixels, for one tile of channels."""
         n, p, q = (1, 1, size.images * size.height * size.width) if size.is_flat else size[:3]
@@ -176,7 +184,7 @@ def choose_tma_config(
 def rank_tma_configs(
     size: TmaSize, dtype: torch.dtype, capability: int, input_precision: str = "ieee", multiprocessors: int = 132, needs_registers: bool = False
 ) -> list[TmaConfig]:
-    """The configurations by predicted time, the fastest first: a starting point for tuning.
+    """The configurations that suit the convolution by predicted time, the fastest first: a starting point for tuning.
 
     The prediction: multiprocessors do whole tiles one after the other; multiplying, zeros included, runs beside reading from L2, which leaves out
     what lies beyond the ends, and the slower of the two counts in full.
@@ -198,5 +206,5 @@ def rank_tma_configs(
         each = max(multiplying, reading) + _OVERLAP_LOSS * min(multiplying, reading) + _TILE_COST
         return -(-tiles // multiprocessors) * each
 
-    configs = tma_configs_for(dtype, capability, input_precision)
+    configs = [config for config in tma_configs_for(dtype, capability, input_precision) if config.suits(size)]
     return sorted((config for config in configs if leaves_registers(config) or not needs_registers), key=cost)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastcnn.kernels.convolution_kernels import destination_of, pixel_offsets
+from fastcnn.kernels.convolution_kernels import destination_of, pixel_offsets, round_operand
 
 
 @triton.jit
@@ -30,6 +30,7 @@ def finish_box(
     out_width,
     RELU: tl.constexpr,
     FLAT_OUT: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,  # as in `finish_tile`
 ):  # fmt: skip
     """Bias, residual, ReLU and the store of one accumulator."""
     mask = inside[:, None] & (cols < stop_channel)[None, :]
@@ -43,7 +44,8 @@ def finish_box(
         # The largest of NaN and 0 is NaN in PyTorch's ReLU, and 0 in Triton's maximum unless it is told to propagate.
         acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
     offsets = pixel_offsets(pixels, out_height, out_width, out_stride_n, out_stride_h, out_stride_w, FLAT_OUT)
-    tl.store(out_ptr + offsets[:, None] + (cols - first_channel)[None, :], acc.to(out_ptr.dtype.element_ty).T, mask=mask)
+    y = round_operand(acc.to(out_ptr.dtype.element_ty), INPUT_PRECISION).T
+    tl.store(out_ptr + offsets[:, None] + (cols - first_channel)[None, :], y, mask=mask)
 
 
 # One binary for each configuration, box and epilogue serves every layer and batch size: what describes the layer is not specialised.
@@ -162,11 +164,11 @@ def conv2d_tma_kernel(
         finish_box(
             acc, k + tl.arange(0, BLOCK_N), pixels, inside, bias_ptr, residual_ptr, residual_stride_n,
             residual_stride_h, residual_stride_w, out_ptr, out_stride_n, out_stride_h, out_stride_w, first_channel,
-            stop_channel, out_height, out_width, RELU, FLAT_OUT,
+            stop_channel, out_height, out_width, RELU, FLAT_OUT, INPUT_PRECISION,
         )  # fmt: skip
         if EXTRA_N > 0:
             finish_box(
                 extra_acc, k + BLOCK_N + tl.arange(0, EXTRA_N), pixels, inside, bias_ptr, residual_ptr,
                 residual_stride_n, residual_stride_h, residual_stride_w, out_ptr, out_stride_n, out_stride_h,
-                out_stride_w, first_channel, stop_channel, out_height, out_width, RELU, FLAT_OUT,
+                out_stride_w, first_channel, stop_channel, out_height, out_width, RELU, FLAT_OUT, INPUT_PRECISION,
             )  # fmt: skip

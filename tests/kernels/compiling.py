@@ -34,6 +34,7 @@ TIMEOUT_SECONDS = 600
 _MMA = re.compile(r"\b(HGMMA|IGMMA|QGMMA|UTC\w*MMA|HMMA|IMMA|QMMA|DMMA)\b")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z0-9_]+)(.*?);", re.MULTILINE)
 _SPILL = re.compile(r"\b(STL|LDL)\b")
+_BARRIERS_AND_PRODUCTS = re.compile(r"\b(wait_barrier|arrive_barrier|warp_group_dot_wait|warp_group_dot)\b")
 _WIDEST_ACCESS = re.compile(r"\b(?:LDG|STG)\.E(?:\.\w+)*?\.(128|64)\b")
 
 
@@ -86,6 +87,8 @@ class Binary:
         num_warps: of one block; where warps are specialised, of the groups that multiply or load, each.
         opcodes: how often each instruction stands in it, without modifiers ("UTMALDG" is a load by the TMA).
         mma_text: the tensor-core instructions with their operands.
+        multiplying_loop: where warps are specialised, what a group that multiplies does in one step with barriers and
+            the tensor cores, in order and as Triton's GPU dialect calls it; else empty.
     """
 
     request: int
@@ -100,6 +103,7 @@ class Binary:
     num_warps: int
     opcodes: dict[str, int]
     mma_text: tuple[str, ...]
+    multiplying_loop: tuple[str, ...]
 
     def check_resources(self) -> None:
         """Fails where the kernel spills registers or asks for more shared memory than a block may have."""
@@ -118,7 +122,7 @@ def compile_kernels(requests: Sequence[KernelRequest | CallRequest], sms: Sequen
     if _compiler is None or not _compiler.is_running():
         _compiler = _Compiler()
     answer = _compiler.ask({"sms": list(sms), "requests": [{"type": type(request).__name__, **asdict(request)} for request in requests]})
-    return [Binary(**{**row, "mma": tuple(row["mma"]), "mma_text": tuple(row["mma_text"])}) for row in answer]
+    return [Binary(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}) for row in answer]
 
 
 class _Compiler:
@@ -260,6 +264,17 @@ def _read_binary(binary: bytes) -> dict[str, Any]:
     }
 
 
+def _multiplying_loop(ttgir: str) -> list[str]:
+    """The barriers and products of one step of the first group of warps that multiplies, in order."""
+    for part in ttgir.split("partition")[1:]:
+        innermost = [body.partition("scf.yield")[0] for body in part.split("scf.for")[1:]]
+        for body in innermost:
+            found = _BARRIERS_AND_PRODUCTS.findall(body)
+            if "warp_group_dot" in found:
+                return found
+    return []
+
+
 def _compile(job: dict[str, Any]) -> list[dict[str, Any]]:
     import importlib
 
@@ -281,7 +296,7 @@ def _compile(job: dict[str, Any]) -> list[dict[str, Any]]:
                 source = ASTSource(kernel, signature, constants, marks)
                 compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
                 figures = _read_binary(compiled.asm["cubin"])
-                about = {"request": index, "kernel": kernel.__name__, "sm": sm}
+                about = {"request": index, "kernel": kernel.__name__, "sm": sm, "multiplying_loop": _multiplying_loop(compiled.asm["ttgir"])}
                 rows.append({**about, **figures, "shared": compiled.metadata.shared, "num_warps": compiled.metadata.num_warps})
     return rows
 

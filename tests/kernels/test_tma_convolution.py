@@ -14,7 +14,16 @@ from torch import Tensor
 
 from fastcnn.errors import InputError
 from fastcnn.kernels import Convolution, conv2d_tma, conv2d_tma_ref, pack_weight, supports_tma, tma_convolution
-from fastcnn.kernels.tma_convolution_configs import Box, TmaConfig, TmaSize, choose_box, choose_tma_config, leaves_registers, tma_configs_for
+from fastcnn.kernels.tma_convolution_configs import (
+    Box,
+    TmaConfig,
+    TmaSize,
+    choose_box,
+    choose_tma_config,
+    leaves_registers,
+    rank_tma_configs,
+    tma_configs_for,
+)
 
 from .convolution_cases import check_error, random_bias, random_weight
 from .tensors import DTYPES, Convert, activation, fake, guarded_output, on_cpu, same
@@ -23,6 +32,11 @@ SMALL = TmaConfig(16, 16, 0, 16, 4, 2)  # several tiles and steps in tensors tha
 TWO_SUMS = TmaConfig(16, 16, 8, 16, 4, 2)
 SPECIALIZED = replace(SMALL, warp_specialize=True)
 Pair = int | tuple[int, int]
+
+
+def width_for(config: TmaConfig) -> int:
+    """Columns of an output: specialised warps are for tiles within one row."""
+    return config.block_m if config.warp_specialize else 6
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,7 @@ CASES = (
     Case("3×3", 16, 24, (3, 3), padding=1),
     Case("3×3, primes", 17, 19, (3, 3), n=3, h=7, w=5, padding=1),
     Case("3×3, two accumulators", 24, 41, (3, 3), padding=1, config=TWO_SUMS),
-    Case("3×3, specialised warps", 24, 41, (3, 3), padding=1, config=SPECIALIZED),
+    Case("3×3, specialised warps", 24, 41, (3, 3), w=32, padding=1, config=SPECIALIZED),
     Case("3×3, no padding", 20, 17, (3, 3)),
     Case("3×3, dilated", 16, 16, (3, 3), padding=2, dilation=2),
     Case("3×3, unlike paddings and dilations", 16, 8, (3, 3), h=11, w=9, padding=(2, 0), dilation=(3, 2)),
@@ -65,7 +79,7 @@ CASES = (
     Case("1×7", 19, 16, (1, 7), padding=(0, 3)),
     Case("7×1", 19, 16, (7, 1), padding=(3, 0)),
     Case("80 channels, steps of 64", 80, 16, (3, 3), padding=1, config=replace(SMALL, block_k=64)),
-    Case("48 channels, steps of 64", 48, 16, (3, 3), padding=1, config=replace(SPECIALIZED, block_k=64)),
+    Case("48 channels, steps of 64", 48, 16, (3, 3), w=16, padding=1, config=replace(SPECIALIZED, block_k=64)),
     Case("one channel past a step, one out", 33, 1, (3, 3), padding=1),
     Case("one pixel", 17, 18, (3, 3), n=1, h=1, w=1, padding=1),
     Case("one pixel for each image", 16, 18, (1, 1), n=5, h=1, w=1),
@@ -112,8 +126,8 @@ def test_matches_pytorch(case: Case, dtype: torch.dtype, device: torch.device, l
 @pytest.mark.parametrize("config", [SMALL, TWO_SUMS, SPECIALIZED], ids=["plain", "two accumulators", "specialised warps"])
 @pytest.mark.parametrize(("dtype", "relu"), [(torch.float16, True), (torch.float16, False), (torch.bfloat16, True), (torch.float32, False)])
 def test_residual(dtype: torch.dtype, relu: bool, config: TmaConfig, device: torch.device) -> None:
-    residual = activation((2, 33, 5, 6), dtype, device, seed=5)[:, 9:29]
-    convolution = Case("residual", 24, 20, (3, 3), padding=1).convolution(dtype, device)._replace(residual=residual, relu=relu)
+    residual = activation((2, 33, 5, width_for(config)), dtype, device, seed=5)[:, 9:29]
+    convolution = Case("residual", 24, 20, (3, 3), w=width_for(config), padding=1).convolution(dtype, device)._replace(residual=residual, relu=relu)
     _check(conv2d_tma(convolution, config=config, **_precision(dtype)), convolution)
 
 
@@ -123,11 +137,12 @@ def test_residual(dtype: torch.dtype, relu: bool, config: TmaConfig, device: tor
 def test_reads_a_slice_and_writes_a_slice(
     dtype: torch.dtype, kernel: tuple[int, int], config: TmaConfig, device: torch.device, launches: Counter[str]
 ) -> None:
-    convolution = Case("slices", 19, 21, kernel, padding=kernel[0] // 2).convolution(dtype, device)
+    width = width_for(config)
+    convolution = Case("slices", 19, 21, kernel, w=width, padding=kernel[0] // 2).convolution(dtype, device)
     # What lies beside the slice must not even be multiplied by zero.
-    whole = torch.full((4, 40, 5, 6), nan, dtype=dtype, device=device).to(memory_format=torch.channels_last)[1:3]
+    whole = torch.full((4, 40, 5, width), nan, dtype=dtype, device=device).to(memory_format=torch.channels_last)[1:3]
     whole[:, 8:27] = convolution.x
-    out, check_neighbours = guarded_output((2, 21, 5, 6), 3, 5, like=whole)
+    out, check_neighbours = guarded_output((2, 21, 5, width), 3, 5, like=whole)
     assert conv2d_tma(convolution._replace(x=whole[:, 8:27]), out=out, config=config, **_precision(dtype)) is out
     _check(out, convolution)
     check_neighbours()
@@ -211,7 +226,7 @@ def test_replays_of_a_cuda_graph(device: torch.device) -> None:
     if device.type != "cuda":
         pytest.skip("needs a CUDA device")
     config = TmaConfig(128, 128, 0, 64, 4, 4, True)
-    convolution = Case("graph", 64, 128, (3, 3), n=4, h=17, w=17, padding=1).convolution(torch.float16, device)
+    convolution = Case("graph", 64, 128, (3, 3), n=4, h=17, w=128, padding=1).convolution(torch.float16, device)
     conv2d_tma(convolution, config=config)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -223,9 +238,15 @@ def test_replays_of_a_cuda_graph(device: torch.device) -> None:
         _check(result, convolution)
 
 
+def test_specialised_warps_take_pixels_of_one_row_only(device: torch.device) -> None:
+    case = Case("two images", 16, 16, (1, 1), n=2, h=2, w=4, padding=1, config=SPECIALIZED)
+    with pytest.raises(InputError, match="specialised warps need tiles of pixels in one row of one image, not Box"):
+        conv2d_tma(case.convolution(torch.float16, device), config=case.config)
+
+
 def test_registration(device: torch.device) -> None:
-    x, weight, bias, *_ = Case("small", 16, 8, (3, 3), n=1, h=4, w=4).convolution(torch.float16, device)
-    outs = [torch.empty(1, k, 2, 2, dtype=torch.float16, device=device).to(memory_format=torch.channels_last) for k in (3, 5)]
+    x, weight, bias, *_ = Case("small", 16, 8, (3, 3), n=1, h=4, w=18).convolution(torch.float16, device)
+    outs = [torch.empty(1, k, 2, 16, dtype=torch.float16, device=device).to(memory_format=torch.channels_last) for k in (3, 5)]
     geometry = ([1, 1], [0, 0], [1, 1])
     config = SPECIALIZED.encode()
     assert TmaConfig.decode(config) == SPECIALIZED
@@ -331,6 +352,9 @@ def test_predicted_choices(capability: int) -> None:
         assert configs == ()
         return
     assert any(config.warp_specialize for config in configs) == (capability == 90)
+    in_rows, in_boxes = TmaSize(8, 17, 256, 192, 192, 9), TmaSize(128, 8, 8, 384, 448, 9)
+    assert set(rank_tma_configs(in_rows, torch.float16, capability)) == set(configs)
+    assert set(rank_tma_configs(in_boxes, torch.float16, capability)) == {config for config in configs if not config.warp_specialize}
     large = choose_tma_config(TmaSize(128, 35, 35, 256, 192, 9), torch.float16, capability)
     small = choose_tma_config(TmaSize(1, 17, 17, 192, 768, 1, is_flat=True), torch.float16, capability)
     summed = choose_tma_config(TmaSize(128, 35, 35, 256, 192, 9), torch.float16, capability, needs_registers=True)

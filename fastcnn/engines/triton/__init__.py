@@ -22,6 +22,7 @@ What it chooses among, and how:
     choices.py         what was measured before: on disk, and what ships with the package in shipped/
     trial.py           one convolution on random operands, on which a candidate is held against PyTorch
     device_clock.py    how long work takes on the GPU
+    streams.py         launches that run at the same time
     compile_ahead.py   kernels compiled in parallel before they are needed
 
 Beside the road: options.py says which techniques may be used, ceilings.py what the GPU would allow for the plan's share

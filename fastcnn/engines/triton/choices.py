@@ -56,7 +56,7 @@ class ChoiceStore:
         name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", value) for value in self.environment.values())
         self.path = cache_folder() / f"convolutions-{name}.json" if on_disk else None
         self._lock = threading.Lock()
-        self._shipped = _shipped(self.environment["gpu"])
+        self._shipped = _shipped(self.environment["gpu"], self.environment.get("architecture", ""))
         self._measured = self._read()
         self._new: dict[str, Choice] = {}
 
@@ -125,11 +125,18 @@ def describe_environment(device: torch.device) -> dict[str, str]:
         return {"gpu": f"none ({platform.machine()})", "torch": torch.__version__, "triton": triton.__version__}
     return {
         "gpu": torch.cuda.get_device_name(device),
+        "architecture": _architecture(device),
         "driver": _driver_version(),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cudnn": str(torch.backends.cudnn.version()),
     }
+
+
+def _architecture(device: torch.device) -> str:
+    """What the predictions know of a GPU: its compute capability and the number of its multiprocessors."""
+    properties = torch.cuda.get_device_properties(device)
+    return f"sm_{properties.major}{properties.minor} with {properties.multi_processor_count} multiprocessors"
 
 
 def _driver_version() -> str:
@@ -141,20 +148,26 @@ def _driver_version() -> str:
 
 
 @functools.cache
-def _shipped(gpu: str) -> dict[str, Choice]:
+def _shipped(gpu: str, architecture: str) -> dict[str, Choice]:
     """The choices that came with the package for this GPU."""
-    return read_shipped(resources.files("fastcnn.engines.triton").joinpath("shipped"), gpu)
+    return read_shipped(resources.files("fastcnn.engines.triton").joinpath("shipped"), gpu, architecture)
 
 
-def read_shipped(folder: Traversable, gpu: str) -> dict[str, Choice]:
-    """The choices of all files `*.json` in a folder that were measured on this GPU; of two for one problem the one in
-    the file that comes last by name.
+def read_shipped(folder: Traversable, gpu: str, architecture: str = "") -> dict[str, Choice]:
+    """The choices of all files `*.json` in a folder that were measured on a GPU of this name or, where there is none
+    for a problem, of this architecture; of two for one problem the one in the file that comes last by name.
+
+    A GPU that is sold under several names, or with other memory, has the same multiprocessors, and what was fastest on
+    one is a better guess than a prediction.
 
     Raises as `parse_choices`: such files are part of the package, and a damaged one is a damaged package.
     """
-    found: dict[str, Choice] = {}
+    same, similar = dict[str, Choice](), dict[str, Choice]()
     for file in sorted((entry for entry in folder.iterdir() if entry.name.endswith(".json")), key=lambda entry: entry.name):
         document = json.loads(file.read_text(encoding="utf-8"))
-        if document["environment"]["gpu"] == gpu:
-            found |= parse_choices(document)
-    return found
+        environment = document["environment"]
+        if environment["gpu"] == gpu:
+            same |= parse_choices(document)
+        elif architecture and environment.get("architecture") == architecture:
+            similar |= parse_choices(document)
+    return similar | same

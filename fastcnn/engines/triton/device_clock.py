@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -26,7 +28,7 @@ def device_milliseconds(run: Callable[[], object], device: torch.device) -> floa
             run()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+        with capture(graph, side, torch.cuda.graph_pool_handle()):
             for _ in range(_RUNS_IN_A_GRAPH):
                 run()
         graph.replay()
@@ -39,6 +41,21 @@ def device_milliseconds(run: Callable[[], object], device: torch.device) -> floa
             end.synchronize()
             samples.append(start.elapsed_time(end) / _RUNS_IN_A_GRAPH)
         return statistics.median(samples)
+
+
+@contextlib.contextmanager
+def capture(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any) -> Iterator[None]:
+    """What runs on the current device inside becomes `graph`, with its memory from `pool`; other threads may allocate
+    and launch meanwhile. After an error neither the graph nor the pool is to be used again."""
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            yield
+    except BaseException:
+        # A capture that CUDA cannot end leaves PyTorch's allocator recording into the pool, for the whole process; one
+        # that it can end does not, and then there is nothing to end here.
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        raise
 
 
 @functools.lru_cache

@@ -9,6 +9,7 @@ and streams follow one another on the GPU, by an event, and do not wait on the C
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -20,15 +21,16 @@ from torch import Tensor
 
 from fastcnn.engines.triton.choices import ChoiceStore
 from fastcnn.engines.triton.compile_ahead import compile_jobs, note_jobs
-from fastcnn.engines.triton.device_clock import CAPTURING, device_milliseconds
+from fastcnn.engines.triton.device_clock import CAPTURING, capture, device_milliseconds
 from fastcnn.engines.triton.launches import Values
 from fastcnn.engines.triton.options import TritonOptions
 from fastcnn.engines.triton.problem import ConvWeights
 from fastcnn.engines.triton.program import Program
 from fastcnn.engines.triton.schedule import make_schedule
 from fastcnn.engines.triton.steps import Network, is_activation
+from fastcnn.engines.triton.streams import run_side_by_side
 from fastcnn.engines.triton.tuning import Chooser
-from fastcnn.errors import DeviceMemoryError
+from fastcnn.errors import BackendError, DeviceMemoryError
 from fastcnn.precision import float32_products
 from fastcnn.target import Target
 
@@ -68,10 +70,14 @@ class Executor:
         self._network, self.device, self._dtype, self._options = network, device, target.dtype, options
         self.tf32, self._usual_batch = target.tf32, target.usual_batch
         self._chooser = Chooser(device, options, ChoiceStore(device, on_disk=options.use_cache))
-        self._weights = {step: ConvWeights(step) for step in network.convolutions}
+        self._weights = {step: ConvWeights(step, tf32=target.tf32 and target.dtype == torch.float32) for step in network.convolutions}
         self._programs: dict[int, Program] = {}
         self._ready: dict[int, _Ready] = {}
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)
+        # One program is planned at a time, for as long as tuning takes, and meanwhile those that are ready run. Entered in
+        # this order: `_planning`, `_context`, `_lock`; a thread in `_context` may keep one with another precision waiting,
+        # so it must not wait for one that plans, and `_lock` is only held by threads that come to an end.
+        self._planning = threading.RLock()
         self._lock = threading.RLock()
         self._is_cuda = device.type == "cuda"
         self._uses_graph = self._is_cuda and options.cuda_graph
@@ -85,20 +91,23 @@ class Executor:
 
         Raises:
             DeviceMemoryError: the GPU has no room for this batch; smaller ones still run.
+            BackendError: the caller captures a CUDA graph of its own.
         """
-        with self._lock:
-            return self._in_memory(x.shape[0], lambda size: self._run(x, size))
+        if self._is_cuda and torch.cuda.is_current_stream_capturing():
+            raise BackendError(
+                "backend 'triton' replays CUDA graphs of its own and cannot run while the current stream is captured: "
+                "call the module outside of the capture"
+            )
+        return self._in_memory(x.shape[0], lambda size: self._run(x, size))
 
     def program(self, batch: int) -> Program:
         """The program that serves a batch, made if there is none yet. Raises as `run`."""
-        with self._lock, self._context():
-            return self._in_memory(batch, self._program)
+        return self._in_memory(batch, self._program)
 
     def time_launches(self, batch: int) -> list[float]:
         """Milliseconds of each launch of the program that serves a batch, one after the other on an idle GPU; 0 for
         steps without a launch. Raises as `run`."""
-        with self._lock, self._context():
-            return self._in_memory(batch, self._time_launches)
+        return self._in_memory(batch, self._time_launches)
 
     def memory(self) -> dict[str, int]:
         """Bytes held now: packed weights, the arena of all activations, and inputs and outputs of the graphs."""
@@ -114,32 +123,45 @@ class Executor:
 
     def _size_for(self, count: int) -> int:
         """The size of the program that serves `count` pictures."""
-        if not self._uses_graph or not self._network.per_picture or count in self._ready:
+        if not self._uses_graph or not self._network.per_picture or count in self._ready:  # one look-up: needs no lock
             return count
         step = _SIZES[-1]
-        larger = [size for size in (*_SIZES, self._usual_batch) if size >= count] or [-(-count // step) * step]
-        return min(larger)
+        multiple = -(-count // step) * step
+        return min(size for size in (*_SIZES, self._usual_batch, multiple) if size >= count)
 
     def _program(self, size: int) -> Program:
-        if size not in self._programs:
+        """The program of a size, planned and tuned if there is none: without `_lock`, for the sizes that are ready go on
+        serving."""
+        with self._planning:
+            with self._lock:
+                known = self._programs.get(size)
+            if known is not None:
+                return known
             self._chooser.start_clock()
             try:
-                schedule = make_schedule(self._network, size, self._dtype, self.tf32, self._chooser)
-                self._programs[size] = Program(schedule, self._weights)
+                with self._context():
+                    schedule = make_schedule(self._network, size, self._dtype, self.tf32, self._chooser)
+                    program = Program(schedule, self._weights)
             finally:
                 self._chooser.store.save()
-            for dropped in [*self._programs][: -_MOST_PROGRAMS or None]:
-                del self._programs[dropped]
-                if dropped in self._ready:
-                    self._wait_for_gpu()
-                    del self._ready[dropped]
-        return self._programs[size]
+            with self._lock:
+                self._keep(size, program)
+            return program
 
-    def _prepare(self, size: int) -> _Ready:
+    def _keep(self, size: int, program: Program) -> None:
+        """Keep a program as the one used last; the one used longest ago makes room."""
+        self._programs.pop(size, None)
+        self._programs[size] = program
+        for dropped in [*self._programs][: -_MOST_PROGRAMS or None]:
+            del self._programs[dropped]
+            if dropped in self._ready:
+                self._wait_for_gpu()
+                del self._ready[dropped]
+
+    def _prepare(self, size: int, program: Program) -> _Ready:
+        self._keep(size, program)
         if size in self._ready:
-            self._programs[size] = self._programs.pop(size)  # the youngest now
             return self._ready[size]
-        program = self._program(size)
         self._make_room(program.schedule.arena.size)
         ready = _Ready(program, program.bind(self._memory))
         if self._is_cuda:
@@ -172,8 +194,9 @@ class Executor:
         self._memory = torch.empty(0, dtype=torch.uint8, device=self.device)
 
     def _out_of_memory(self, count: int, size: int, reason: str) -> DeviceMemoryError:
-        arena = self._programs[size].schedule.arena.size if size in self._programs else 0
-        self._forget()
+        with self._lock:
+            arena = self._programs[size].schedule.arena.size if size in self._programs else 0
+            self._forget()
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.device)
         need = f"its activations take {arena / 2**30:.2f} GiB" if arena else "it could not be planned"
@@ -223,9 +246,14 @@ class Executor:
         raise self._out_of_memory(count, size, reason)
 
     def _time_launches(self, size: int) -> list[float]:
+        program = self._program(size)
+        with self._context(), self._lock:
+            return self._time_launches_of(size, program)
+
+    def _time_launches_of(self, size: int, program: Program) -> list[float]:
         # The arena is written to: calls that are under way on other streams come to their end first.
         self._wait_for_gpu()
-        ready = self._prepare(size)
+        ready = self._prepare(size, program)
         noise = torch.randn(self._input_shape(ready.program), generator=torch.Generator(self.device).manual_seed(0), device=self.device)
         times: list[float] = []
         launches = iter(ready.program.launches)
@@ -241,21 +269,28 @@ class Executor:
         return times
 
     def _run(self, x: Tensor, size: int) -> list[Tensor]:
+        with self._lock:
+            ready = self._ready.get(size)
+            if ready is not None and self._uses_graph:
+                self._keep(size, ready.program)
+                return self._run_in_turn(x, functools.partial(self._replay, ready, x))
+        program = self._program(size)
+        with self._context(), self._lock:
+            return self._run_in_turn(x, functools.partial(self._make_and_run, size, program, x))
+
+    def _make_and_run(self, size: int, program: Program, x: Tensor) -> list[Tensor]:
+        ready = self._prepare(size, program)
+        return self._replay(ready, x) if self._uses_graph else self._start(ready, x)
+
+    def _run_in_turn(self, x: Tensor, run: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """The outputs that `run` gives, cut to the pictures in x, as tensors of their own; on the GPU after all earlier
+        calls and before all later ones."""
         count = x.shape[0]
         # Before anything else is started: making a graph ready writes to the arena too.
         stream = torch.cuda.current_stream(self.device) if self._is_cuda else None
         if stream is not None and self._finished is not None:
             stream.wait_event(self._finished)
-        ready = self._ready.get(size)
-        if ready is None or not self._uses_graph:
-            with self._context():
-                ready = self._prepare(size)
-                outputs = None if self._uses_graph else self._start(ready, x)
-        else:
-            self._programs[size] = self._programs.pop(size)  # the youngest now
-            outputs = None
-        if outputs is None:
-            outputs = self._replay(ready, x)
+        outputs = run()
         results = [_own(output if output.shape[0] == count else output[:count], x.dtype) for output in outputs]
         if stream is not None:
             if self._finished is None:
@@ -292,9 +327,13 @@ class Executor:
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
             ready.graph = torch.cuda.CUDAGraph()
-            # Other threads of a service may allocate and launch meanwhile.
-            with torch.cuda.graph(ready.graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-                ready.outputs = program.run(ready.values, ready.input, self._run_side_by_side)
+            try:
+                with capture(ready.graph, stream, self._pool):
+                    ready.outputs = program.run(ready.values, ready.input, self._run_side_by_side)
+            except BaseException:
+                # The graphs that were captured before keep the pool that they have.
+                self._pool = None
+                raise
 
     def _stream(self, index: int) -> torch.cuda.Stream:
         """Streams of this executor; the first is that of captures. They are different ones, made in a row: PyTorch
@@ -309,19 +348,7 @@ class Executor:
             _one_by_one(calls)
             return
         self._stream(len(calls) - 1)
-        main = torch.cuda.current_stream()
-        begun: list[torch.cuda.Stream] = []
-        try:
-            for side, call in zip(self._streams[1:], calls[1:], strict=False):
-                side.wait_stream(main)
-                begun.append(side)
-                with torch.cuda.stream(side):
-                    call()
-            calls[0]()
-        finally:
-            # After an error too: a capture that is left with a branch of its own cannot be ended.
-            for side in begun:
-                main.wait_stream(side)
+        run_side_by_side(calls, self._streams[1:])
 
 
 def _one_by_one(calls: list[Callable[[], None]]) -> None:

@@ -3,6 +3,7 @@ how the plan tells of it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +92,8 @@ def _make_launch(schedule: Schedule, step: Step, weights: Weights) -> Launch:
         kernel, run = "triton scale_bias_relu", _affine(step)
     else:
         assert isinstance(step, AtenStep), step
+        if _is_view(step.node):
+            return Launch((step,), schedule.levels[step], "", f"{_aten_name(step.node.target)} is a view", _aten(step))
         kernel, run = _aten_name(step.node.target), _aten(step)
     return Launch((step,), schedule.levels[step], kernel, "", run)
 
@@ -224,6 +227,13 @@ def _aten(step: AtenStep) -> Run:
         values.others[node] = y.contiguous(memory_format=torch.channels_last) if is_activation(node) else y
 
     return run
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether an operation moves nothing: a view of what has no memory format, having one pixel at most."""
+    target = node.target
+    one_pixel = all(math.prod(source.meta["shape"][2:]) == 1 for source in node.all_input_nodes)
+    return isinstance(target, torch._ops.OpOverload) and target.is_view and one_pixel and not is_activation(node)
 
 
 def _aten_name(target: Any) -> str:

@@ -18,6 +18,7 @@ from fastcnn.engines.triton.steps import ConvolutionStep
 from fastcnn.kernels.convolution_configs import ConvSize
 from fastcnn.kernels.convolution_problem import CHANNEL_MULTIPLE, pack_weight
 from fastcnn.kernels.stem import pack_stem_weight
+from fastcnn.precision import round_to_tf32
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,14 @@ class ConvOperands:
 
 @dataclass
 class ConvWeights:
-    """The weight of a step in every form that an implementation asked for, each made once."""
+    """The weight of a step in every form that an implementation asked for, each made once.
+
+    Args:
+        tf32: our kernels read it as TF32. They truncate what they read, so their forms are rounded beforehand.
+    """
 
     step: ConvolutionStep
+    tf32: bool = False
     _packed: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -153,12 +159,12 @@ class ConvWeights:
     @property
     def packed(self) -> Tensor:
         """[K, R, S, C_padded], as our kernels read it."""
-        return self._get("packed", _pack)
+        return self._get("packed", lambda weight: _pack(self._rounded(weight)))
 
     @property
     def stem(self) -> Tensor:
         """As the stem's kernel reads it: see `fastcnn.kernels.stem.pack_stem_weight`."""
-        return self._get("stem", pack_stem_weight)
+        return self._get("stem", lambda weight: pack_stem_weight(self._rounded(weight)))
 
     @property
     def bias_float32(self) -> Tensor:
@@ -173,6 +179,9 @@ class ConvWeights:
         if name not in self._packed:
             self._packed[name] = make(self.step.weight)
         return self._packed[name]
+
+    def _rounded(self, weight: Tensor) -> Tensor:
+        return round_to_tf32(weight) if self.tf32 else weight
 
     def bytes(self) -> int:
         """Of the forms that are held."""

@@ -230,7 +230,8 @@ def _find_groups(network: Network, levels: Mapping[Step, int], problems: Problem
     for chunk in (chunk for steps in by_level.values() for chunk in _chunks(steps) if len(chunk) > 1):
         times = [choices[step].milliseconds for step in chunk]
         alone = None if None in times else sum(time for time in times if time is not None)
-        groups.append(ConvGroup(tuple(problems[step] for step in chunk), tuple(chunk), alone))
+        groups.append(ConvGroup(tuple(problems[step] for step in chunk), tuple(chunk), alone, tuple(choices[step] for step in chunk)))
+    chooser.start_groups()
     chooser.compile_groups_ahead(groups)
     chosen = [(group.steps, chooser.choose_group(group)) for group in groups]
     return tuple(ScheduledGroup(steps, choice) for steps, choice in chosen if choice is not None)

@@ -23,6 +23,7 @@ _LARGEST_ERROR_TF32 = 5e-3
 
 # Known of cuDNN's fused ReLU, and no fault of ours.
 LOSES_NAN = "it loses NaN"
+_SPREADS_NAN = "NaN comes out where none can come from"
 
 
 class Trial:
@@ -33,7 +34,7 @@ class Trial:
 
     def __init__(self, problem: ConvProblem, step: ConvolutionStep, device: torch.device) -> None:
         self.problem = problem
-        self.weights = ConvWeights(step)
+        self.weights = ConvWeights(step, tf32=problem.tf32)
         self.operands = make_operands(problem, device)
 
     @functools.cached_property
@@ -50,7 +51,7 @@ class Trial:
 
     def check(self, implementation: Implementation, variant: Variant) -> str | None:
         """Why a candidate does not compute the convolution, or None: its error on random numbers, and whether NaN comes
-        out where it must."""
+        out where it must and nowhere else."""
         problem, operands = self.problem, self.operands
         # What memory held before must not show: 0 times an old NaN is NaN, and so is what was not written. The first
         # free block that fits is reused.
@@ -72,7 +73,10 @@ class Trial:
         window = torch.ones(1, 1, *problem.kernel, device=operands.x.device)
         reached = F.conv2d(touched, window, None, problem.stride, problem.padding, problem.dilation) > 0
         kept = torch.cat(operands.destinations, dim=1).isnan()
-        return None if bool(kept[reached.expand_as(kept)].all()) else LOSES_NAN
+        must = reached.expand_as(kept)
+        if not bool(kept[must].all()):
+            return LOSES_NAN
+        return _SPREADS_NAN if bool(kept[~must].any()) else None
 
     def run(self, implementation: Implementation, variant: Variant, *, everything: bool = False) -> None:
         """Run a candidate and copy what the network would copy, so that it is part of the price; `everything` copies
@@ -132,7 +136,10 @@ def compile_candidates(
     """
     ranked: list[tuple[int, CompileJob]] = []
     for problem, step in {problem.key: (problem, step) for problem, step in wanted}.values():
-        trial = Trial(problem, step, device)
+        try:
+            trial = Trial(problem, step, device)
+        except torch.cuda.OutOfMemoryError:  # whoever measures meets it again, and says so
+            continue
         for implementation in candidates:
             if implementation.compiles_ahead and implementation.why_not(problem, device) is None:
                 for rank, variant in enumerate(implementation.variants(problem, device, most)):

@@ -15,16 +15,20 @@ from fastcnn.engines.triton.compile_ahead import CompileJob, compile_jobs, note_
 from fastcnn.engines.triton.device_clock import device_milliseconds
 from fastcnn.engines.triton.implementations.base import Implementation
 from fastcnn.engines.triton.implementations.group import ConvGroup, GroupChoice, bind_group, group_configs, may_group
-from fastcnn.engines.triton.implementations.table import implementations
+from fastcnn.engines.triton.implementations.table import BY_NAME, implementations
 from fastcnn.engines.triton.options import TritonOptions
 from fastcnn.engines.triton.problem import ConvProblem
 from fastcnn.engines.triton.steps import ConvolutionStep
+from fastcnn.engines.triton.streams import run_side_by_side
 from fastcnn.engines.triton.trial import LOSES_NAN, Trial, compile_candidates
 from fastcnn.errors import BackendError
 from fastcnn.kernels.convolution_configs import ConvConfig
 
 log = logging.getLogger(__name__)
 
+# Of the time for measuring, what is kept for groups where there may be any: without it the first process, which measures
+# convolutions for as long as it may, would group nothing, and the next one would.
+_SHARE_FOR_GROUPS = 1 / 3
 # Of the time for measuring, what compiling ahead may take at most.
 _SHARE_FOR_COMPILING = 0.7
 
@@ -44,11 +48,19 @@ class Chooser:
     def __init__(self, device: torch.device, options: TritonOptions, store: ChoiceStore) -> None:
         self.device, self.options, self.store = device, options, store
         self._candidates = implementations(options.implementations)
-        self._deadline = 0.0
+        self._deadline = self._end = 0.0
+        self._untimed: set[str] = set()
+        self._streams: list[torch.cuda.Stream] = []
 
     def start_clock(self) -> None:
-        """From now on `tuning_seconds` may be spent."""
-        self._deadline = time.monotonic() + self.options.tuning_seconds
+        """From now on `tuning_seconds` may be spent, a third of them on groups only."""
+        self._end = time.monotonic() + self.options.tuning_seconds
+        kept = _SHARE_FOR_GROUPS if self._may_group() and self.options.grouped == "measured" else 0.0
+        self._deadline = self._end - kept * self.options.tuning_seconds
+
+    def start_groups(self) -> None:
+        """What follows may take the time that was kept for groups, and what convolutions have left."""
+        self._deadline = self._end
 
     def compile_ahead(self, wanted: Iterable[tuple[ConvProblem, ConvolutionStep]]) -> None:
         """Compile in parallel what `choose_all` will measure for these problems, the best guesses for all of them
@@ -98,7 +110,11 @@ class Chooser:
         """What needs no measuring: a stored choice that can still be had, or the only one that can."""
         able = self._able(problem)
         stored = self.store.get(problem.key)
-        if stored is not None and any(stored.implementation == implementation.name for implementation in able):
+        # The variant too: one that another version measured may be refused by this one.
+        if stored is not None and any(
+            stored.implementation == implementation.name and stored.variant in implementation.variants(problem, self.device, most=None)
+            for implementation in able
+        ):
             return stored
         only = able[0].variants(problem, self.device)
         return Choice(able[0].name, only[0], None, "the only one that can") if len(able) == len(only) == 1 else None
@@ -120,19 +136,47 @@ class Chooser:
             return GroupChoice(group_configs(group.problems, self.device)[0], None, "asked for")
         timed: list[tuple[float, int, ConvConfig]] = []
         for rank, (config, run) in enumerate(self._bind_group(group)):
-            milliseconds = self._time(run, f"group with {config}")
+            try:
+                milliseconds = self._time(run, f"group with {config}")
+            except torch.cuda.OutOfMemoryError:
+                break
             if milliseconds is not None:
                 timed.append((milliseconds, rank, config))
         if not timed:
             return None
         best, _, config = min(timed)
-        if group.alone is not None and best >= group.alone and self.options.grouped == "measured":
-            separate = GroupChoice(None, best, f"{best / group.alone:.2f}× the time of {len(group.steps)} launches")
+        alone = self._time_alone(group)
+        if alone is not None and best >= alone and self.options.grouped == "measured":
+            separate = GroupChoice(None, best, f"{best / alone:.2f}× the time of {len(group.steps)} launches")
             self.store.put(group.key, separate.to_store())
             return None
-        choice = GroupChoice(config, best, "" if group.alone is None else f"{group.alone / best:.2f}× as fast as {len(group.steps)} launches")
+        choice = GroupChoice(config, best, "" if alone is None else f"{alone / best:.2f}× as fast as {len(group.steps)} launches")
         self.store.put(group.key, choice.to_store())
         return choice
+
+    def _time_alone(self, group: ConvGroup) -> float | None:
+        """Milliseconds of the convolutions of a group without it, as the network would run them: where launches of one
+        level run side by side, the time of all of them at once, which is less than the sum of their times."""
+        if not self.options.concurrent or group.alone is None or not group.choices:
+            return group.alone
+        try:
+            calls = [
+                Trial(problem, step, self.device).bind(BY_NAME[choice.implementation], choice.variant)
+                for problem, step, choice in zip(group.problems, group.steps, group.choices, strict=True)
+            ]
+            together = self._time(lambda: self._run_side_by_side(calls), f"{len(calls)} launches side by side")
+        except torch.cuda.OutOfMemoryError:
+            together = None
+        return group.alone if together is None else min(together, group.alone)
+
+    def _run_side_by_side(self, calls: Sequence[Callable[[], object]]) -> None:
+        if self.device.type != "cuda":
+            for call in calls:
+                call()
+            return
+        while len(self._streams) < len(calls) - 1:
+            self._streams.append(torch.cuda.Stream(self.device))
+        run_side_by_side(calls, self._streams)
 
     def _may_group(self) -> bool:
         return self.options.grouped != "never" and may_group(self.options.implementations)
@@ -145,7 +189,11 @@ class Chooser:
 
     def _bind_group(self, group: ConvGroup) -> list[tuple[ConvConfig, Callable[[], object]]]:
         """The configurations worth timing, each with the launch of random operands."""
-        trials = [Trial(problem, step, self.device) for problem, step in zip(group.problems, group.steps, strict=True)]
+        try:
+            trials = [Trial(problem, step, self.device) for problem, step in zip(group.problems, group.steps, strict=True)]
+        except torch.cuda.OutOfMemoryError as error:
+            log.warning("%s is not measured: %s", group.key, str(error).partition("\n")[0])
+            return []
         weights, operands = [trial.weights for trial in trials], [trial.operands for trial in trials]
         return [(config, bind_group(group.problems, weights, operands, config)) for config in group_configs(group.problems, self.device)]
 
@@ -163,13 +211,21 @@ class Chooser:
         return self.device.type == "cuda" and self._has_time()
 
     def _measure(self, problem: ConvProblem, step: ConvolutionStep, candidates: Sequence[tuple[Implementation, Variant]]) -> list[Timing]:
-        """Of each candidate that is right, as far as there is time."""
-        trial = Trial(problem, step, self.device)
-        timed = []
+        """Of each candidate that is right, as far as there is time and memory: a trial takes more of it than the network."""
+        timed: list[Timing] = []
+        try:
+            self._measure_into(timed, Trial(problem, step, self.device), candidates)
+        except torch.cuda.OutOfMemoryError as error:
+            log.warning("%s is measured no further: %s", problem.key, str(error).partition("\n")[0])
+        return timed
+
+    def _measure_into(self, timed: list[Timing], trial: Trial, candidates: Sequence[tuple[Implementation, Variant]]) -> None:
         for implementation, variant in candidates:
             if not self._has_time():
                 break
-            what = f"{implementation.label(problem, variant)} on {problem.key}"
+            if implementation.name in self._untimed:
+                continue
+            what = f"{implementation.label(trial.problem, variant)} on {trial.problem.key}"
             try:
                 reason = trial.check(implementation, variant)
             except Exception as error:
@@ -179,9 +235,12 @@ class Chooser:
                 log.log(logging.INFO if reason == LOSES_NAN else logging.WARNING, "%s is left out: %s", what, reason)
                 continue
             milliseconds = self._time(trial.bind(implementation, variant), what)
-            if milliseconds is not None:
-                timed.append(Timing(milliseconds, implementation.name, variant))
-        return timed
+            if milliseconds is None:
+                # It runs and cannot be captured: neither could the network with it be, and each failure may cost more.
+                log.warning("%s is measured no further", implementation.name)
+                self._untimed.add(implementation.name)
+                continue
+            timed.append(Timing(milliseconds, implementation.name, variant))
 
     def _time(self, run: Callable[[], object], what: str) -> float | None:
         try:

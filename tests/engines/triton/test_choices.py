@@ -81,7 +81,7 @@ def test_without_a_disk(cache):
 
 
 def test_measured_comes_before_shipped(monkeypatch):
-    monkeypatch.setattr(choices, "_shipped", lambda gpu: {"a": FAST, "b": FAST})
+    monkeypatch.setattr(choices, "_shipped", lambda gpu, architecture: {"a": FAST, "b": FAST})
     store = ChoiceStore(CPU)
     own = Choice("library", (0,), 0.01, "fastest of 2")
     store.put("a", own)
@@ -95,7 +95,7 @@ def test_shipped_files_can_be_read():
         document = json.loads(path.read_text(encoding="utf-8"))
         assert parse_choices(document), path
         assert document["environment"]["gpu"]
-    assert choices._shipped("no such GPU") == {}
+    assert choices._shipped("no such GPU", "") == {}
 
 
 def test_shipped_files_are_part_of_the_package():
@@ -116,6 +116,20 @@ def test_of_what_is_shipped_the_choices_of_this_gpu_are_read(tmp_path):
 
     assert read_shipped(tmp_path, "H100") == {"x": FAST, "a-fp16": slow, "b-fp16": FAST}
     assert read_shipped(tmp_path, "V100") == {}
+
+
+def test_a_gpu_of_another_name_with_the_same_multiprocessors_is_the_second_choice(tmp_path):
+    slow, hopper = dataclasses.replace(FAST, milliseconds=2.0), "sm_90 with 132 multiprocessors"
+    own = choices_document({"gpu": "H200", "architecture": hopper}, {"x": FAST})
+    other = choices_document({"gpu": "H100", "architecture": hopper}, {"x": slow, "y": slow})
+    older = choices_document({"gpu": "H100 before", "architecture": "sm_90 with 114 multiprocessors"}, {"z": slow})
+    unnamed = choices_document({"gpu": "H100 SXM"}, {"z": slow})
+    for index, document in enumerate((own, other, older, unnamed)):
+        (tmp_path / f"{index}.json").write_text(json.dumps(document), encoding="utf-8")
+
+    assert read_shipped(tmp_path, "H200", hopper) == {"x": FAST, "y": slow}
+    assert read_shipped(tmp_path, "GH200", hopper) == {"x": slow, "y": slow}
+    assert read_shipped(tmp_path, "none (x86_64)") == {}
 
 
 def test_threads_save_at_once():

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import threading
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -17,9 +20,10 @@ from fastcnn.engines.triton import executor as executor_module
 from fastcnn.engines.triton.engine import TritonEngine
 from fastcnn.engines.triton.executor import Executor
 from fastcnn.engines.triton.options import TritonOptions
-from fastcnn.errors import DeviceMemoryError
+from fastcnn.errors import BackendError, DeviceMemoryError
 from fastcnn.optimization import Builder
 from fastcnn.optimized_module import OptimizedModule
+from fastcnn.precision import float32_products
 
 
 class FakeGraph:
@@ -76,6 +80,13 @@ def test_a_batch_runs_in_the_next_larger_graph(captured):
         torch.testing.assert_close(fast(images(batch, 3, 5, 5)), model(images(batch, 3, 5, 5)))
 
     assert list(dict.fromkeys(captured)) == [3, 2, 1, 8, 128, 192]
+
+
+def test_a_batch_far_below_the_usual_one_does_not_run_in_its_graph(captured):
+    _, _, executor = make(batch=512)
+    sizes = {count: executor._size_for(count) for count in (1, 64, 65, 129, 449, 500, 513)}
+
+    assert sizes == {1: 1, 64: 64, 65: 128, 129: 192, 449: 512, 500: 512, 513: 576}
 
 
 def test_a_model_that_mixes_pictures_gets_a_graph_for_each_batch(captured):
@@ -201,6 +212,89 @@ def test_branches_come_together_again_after_an_error_too(monkeypatch):
     with pytest.raises(RuntimeError, match="the branch fails"):
         executor._run_side_by_side([lambda: None, fails, lambda: None])
     assert waits == [("one", "main"), ("main", "one")]
+
+
+def test_a_size_that_is_tuned_does_not_keep_the_others_waiting(captured, monkeypatch):
+    fast, model, _ = make()
+    fast(images(2, 3, 5, 5))
+    tuning, go_on = threading.Event(), threading.Event()
+    make_schedule = executor_module.make_schedule
+
+    def slow(*arguments):
+        tuning.set()
+        assert go_on.wait(60)
+        return make_schedule(*arguments)
+
+    monkeypatch.setattr(executor_module, "make_schedule", slow)
+    with ThreadPoolExecutor(2) as pool:
+        new = pool.submit(fast, images(8, 3, 5, 5))
+        try:
+            assert tuning.wait(60)
+            ready = pool.submit(fast, images(2, 3, 5, 5)).result(60)
+        finally:
+            go_on.set()
+        torch.testing.assert_close(new.result(60), model(images(8, 3, 5, 5)))
+    torch.testing.assert_close(ready, model(images(2, 3, 5, 5)))
+    assert captured == [2, 8]
+
+
+def test_a_thread_that_waits_for_the_precision_of_another_holds_no_lock(captured):
+    fast, model, _ = make()
+    fast(images(2, 3, 5, 5))
+    entered, leave = threading.Event(), threading.Event()
+
+    def verify() -> torch.Tensor:
+        with float32_products(tf32=True):
+            entered.set()
+            assert leave.wait(60)
+            return fast(images(2, 3, 5, 5))
+
+    with ThreadPoolExecutor(2) as pool:
+        verifying = pool.submit(verify)
+        assert entered.wait(60)
+        planning = pool.submit(fast, images(8, 3, 5, 5))  # waits for the end of the other precision
+        time.sleep(0.2)
+        leave.set()
+        torch.testing.assert_close(verifying.result(20), model(images(2, 3, 5, 5)))
+        torch.testing.assert_close(planning.result(60), model(images(8, 3, 5, 5)))
+
+
+def test_a_call_inside_a_capture_of_the_callers_is_refused(monkeypatch):
+    fast, model, executor = make()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(executor, "_is_cuda", True)
+    with pytest.raises(BackendError, match="call the module outside of the capture"):
+        fast(images(3, 3, 5, 5))
+    monkeypatch.setattr(executor, "_is_cuda", False)
+    torch.testing.assert_close(fast(images(3, 3, 5, 5)), model(images(3, 3, 5, 5)))
+
+
+def test_after_a_failed_capture_the_next_one_gets_a_pool_of_its_own(monkeypatch):
+    _, _, executor = make()
+    pools: list[int] = []
+
+    @contextlib.contextmanager
+    def failing(graph, stream, pool):
+        pools.append(pool)
+        yield
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    class Stream:
+        def wait_stream(self, other: Stream) -> None: ...
+
+    monkeypatch.setattr(executor_module, "capture", failing)
+    monkeypatch.setattr(executor, "_streams", [Stream()])
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: len(pools))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    program = executor.program(3)
+    ready = executor_module._Ready(program, program.bind(torch.zeros(program.schedule.arena.size, dtype=torch.uint8)))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="previous error during capture"):
+            executor._capture(ready)
+    assert pools == [0, 1]
 
 
 def test_an_interrupt_while_a_program_is_made_leaves_the_module_usable(captured, monkeypatch):

@@ -47,6 +47,14 @@ def test_the_plan_names_what_runs():
     ]
 
 
+@pytest.mark.parametrize(("size", "kernel"), [(1, ""), (2, "aten::flatten")])
+def test_a_flatten_of_one_pixel_is_no_launch(size, kernel):
+    network = network_of(net(lambda s, x: F.adaptive_avg_pool2d(s.a(x), size).flatten(1), a=nn.Conv2d(4, 3, 3)))
+    _, launches = launches_of(network, implementations=("library",))
+
+    assert launches[-1].kernel == kernel
+
+
 def test_a_library_that_copies_its_input_says_so():
     """A slice of a convolution's output is read by another; both are the library's."""
     network = network_of(net(lambda s, x: s.b(F.silu(s.a(x))[:, 1:]), a=nn.Conv2d(4, 5, 3), b=nn.Conv2d(4, 2, 1)))

@@ -56,6 +56,18 @@ def test_what_memory_held_before_does_not_show(name, monkeypatch):
     assert trial.check(implementation, variant) == "relative error nan, more than 0.0001"
 
 
+def test_nan_must_come_out_where_it_must_and_nowhere_else(monkeypatch):
+    implementation, trial = BY_NAME["library"], Trial(PROBLEM, step_of(PROBLEM), CPU)
+    run = type(implementation).run
+
+    def spreads(self, problem, variant, weights, operands):
+        y = run(self, problem, variant, weights, operands)
+        return torch.where(y.isnan().any(), torch.nan, y)
+
+    monkeypatch.setattr(type(implementation), "run", spreads)
+    assert trial.check(implementation, (LibraryVariant.SEPARATE,)) == "NaN comes out where none can come from"
+
+
 def test_operands_lie_as_the_problem_says():
     operands = make_operands(PROBLEM, CPU)
 

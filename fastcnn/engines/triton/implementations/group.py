@@ -27,12 +27,14 @@ class ConvGroup:
     """Convolutions of one dependency level that one launch could compute.
 
     Attributes:
-        alone: milliseconds of all of them, launched one by one; None where one of them has not been measured.
+        alone: milliseconds of all of them, launched one after the other; None where one of them has not been measured.
+        choices: what each is computed by without the group.
     """
 
     problems: tuple[ConvProblem, ...]
     steps: tuple[ConvolutionStep, ...]
     alone: float | None
+    choices: tuple[Choice, ...] = ()
 
     @property
     def key(self) -> str:
