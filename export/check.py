@@ -139,5 +139,5 @@ def run_checks(checks: Sequence[FileCheck], path: Path, say: Callable[[str], Non
         say(f"check in {name}")
         results = iter(run(path, batches))
         rows = [row for check in checks for row in check.compare([next(results) for _ in check.batches()], name).rows]
-        reports[name] = ParityReport.of(rows, checks[0].expected.dtype)
+        reports[name] = ParityReport.of(rows, checks[0].expected.dtype, notes=checks[0].expected.notes)
     return reports

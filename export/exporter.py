@@ -202,7 +202,9 @@ def export_file(
     with replacing(options.path, suffix=options.format.suffix) as draft:
         container.write(draft)
         reports = run_checks(checks, draft, say)
-        report = ParityReport.of([row for runtime in reports.values() for row in runtime.rows], checks[0].expected.dtype)
+        report = ParityReport.of(
+            [row for runtime in reports.values() for row in runtime.rows], checks[0].expected.dtype, notes=checks[0].expected.notes
+        )
         report.require(f"{options.path} was not written: the {options.format.name} file of {captured.info['name']}")
         evidence = Evidence(
             captured=finished,

@@ -44,6 +44,7 @@ def lower_to_onnx(
         raise RequestError(f"{name} has {size / 1e9:.1f} GB of weights; an ONNX file holds at most 2 GB (a .pt2 file has no such limit)")
     model = _to_onnx(captured, written, batch_size, outputs)
     _name_nodes(model.graph, captured)
+    _name_constants(model.graph, captured)
     _strip(model)
     _check_standard(model, name)
     versions = {entry.domain: entry.version for entry in model.opset_import}
@@ -126,6 +127,16 @@ def _name_nodes(graph: onnx.GraphProto, captured: CapturedGraph) -> None:
         name = f"{path}/{node.op_type}" if path else node.op_type
         taken[name] += 1
         node.name = name if taken[name] == 1 else f"{name}_{taken[name] - 1}"
+
+
+def _name_constants(graph: onnx.GraphProto, captured: CapturedGraph) -> None:
+    """Weights under the names that they have in the model's state dict, wherever nothing else in the file is called so."""
+    taken = {value.name for value in (*graph.input, *graph.output, *graph.initializer)} | {name for node in graph.node for name in node.output}
+    names = {str(node.target): node.meta["constant"] for node in captured.graph.nodes if node.op == "get_attr" and node.meta["constant"] not in taken}
+    for initializer in graph.initializer:
+        initializer.name = names.get(initializer.name, initializer.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
 
 
 def _strip(model: onnx.ModelProto) -> None:

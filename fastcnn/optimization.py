@@ -15,6 +15,7 @@ from fastcnn.engines import available_backends, get_engine
 from fastcnn.engines.base import Engine
 from fastcnn.errors import BackendError, FastcnnError, RequestError
 from fastcnn.graph.capture import capture
+from fastcnn.graph.given import unwrap
 from fastcnn.graph.passes import run_passes
 from fastcnn.graph.plan import BackendTiming
 from fastcnn.optimized_module import ModuleSource, OptimizedModule
@@ -67,6 +68,7 @@ class Builder:
     def __init__(self, model: nn.Module, example: Tensor, *, dtype: torch.dtype | None = None, allow_tf32: bool = False, check: bool = True) -> None:
         if dtype is not None and dtype not in _DTYPES:
             raise RequestError(f"dtype {dtype} is not one of {', '.join(map(str, _DTYPES))}")
+        model = unwrap(model)
         self.captured = capture(model, example)
         self.target = Target(example.device, dtype or example.dtype, example.shape[0], allow_tf32)
         self.model, self.example, self.check = model, example, check
@@ -115,7 +117,7 @@ class Builder:
             pictures = self.example.to(torch.promote_types(self.example.dtype, self.target.dtype))
             # The largest first: an engine that plans its memory then need not plan it again for each.
             ordered = sorted(self._expected.slices, key=lambda bounds: bounds[0] - bounds[1])
-            outputs = {bounds: flatten(module(pictures[slice(*bounds)])) for bounds in ordered}
+            outputs = {bounds: flatten(module(pictures[slice(*bounds)].clone())) for bounds in ordered}
         compare([outputs[bounds] for bounds in self._expected.slices], self._expected).require(f"backend {module.backend!r}")
 
 

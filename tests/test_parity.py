@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -376,7 +378,9 @@ def test_tf32_is_off_while_the_candidate_runs(network: Network, example: Tensor)
 def test_requests_that_cannot_be_met(network: Network, example: Tensor) -> None:
     class Stubborn(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x.flatten(1) @ torch.ones(192, 5)
+            if x.dtype == torch.float64:
+                raise TypeError("no such dtype here")
+            return x.flatten(1)
 
     with pytest.raises(RequestError, match="whole numbers from 1"):
         verify(network, network, example, batch_sizes=())
@@ -384,6 +388,90 @@ def test_requests_that_cannot_be_met(network: Network, example: Tensor) -> None:
         verify(network, network, example, batch_sizes=(0, 1))
     with pytest.raises(RequestError, match="Stubborn cannot run in float64"):
         verify(Stubborn(), Stubborn(), example)
+
+
+class _Head(nn.Module):
+    """[N, 3, 8, 8] → what `function(self, x)` makes of it."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.function, self.fc, self.plain = function, nn.Linear(192, 5), torch.linspace(-1, 1, 25).reshape(5, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda s, x: s.fc(x.float().flatten(1)), id="float() in the code"),
+        pytest.param(lambda s, x: s.fc(x.flatten(1)) @ s.plain, id="plain tensor attribute"),
+        pytest.param(lambda s, x: s.fc(x.flatten(1)) @ torch.ones(5, 5, dtype=torch.float32), id="tensor made in the code"),
+    ],
+)
+def test_model_that_names_its_dtype_has_a_float64_reference(function: Callable[[Any, Tensor], Any], example: Tensor) -> None:
+    """Held against the same model with nothing in the way."""
+    model = _Head(function).eval()
+    report = verify(model, model, example)
+
+    assert report.passed
+    assert any("does not run in float64 by itself" in note for note in report.notes)
+    wrong = copy.deepcopy(model)
+    with torch.no_grad():
+        wrong.fc.weight.mul_(1.001)
+    assert not verify(wrong, model, example).passed
+
+
+def test_what_cannot_be_copied_is_left_where_it_is(network: Network, example: Tensor) -> None:
+    network.lock, network.action, network.items = threading.Lock(), lambda x: x, (item for item in range(3))  # type: ignore[assignment]
+    report = verify(network, network, example)
+
+    assert report.passed
+    assert report.notes == ()
+
+
+def test_writing_into_the_input_spoils_nothing(example: Tensor) -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        x.mul_(2).add_(1)
+        return s.fc(x.flatten(1))
+
+    model, before = _Head(forward).eval(), example.clone()
+
+    assert verify(model, model, example).passed
+    assert optimize(model, example, backend="torch")(example.clone()).shape == (len(example), 5)
+    torch.testing.assert_close(example, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda s, x: x.mean(), id="scalar"),
+        pytest.param(lambda s, x: s.fc(x.flatten(1)).mean(0), id="no batch dimension"),
+        pytest.param(lambda s, x: s.fc(x.flatten(1)).squeeze(), id="squeezed at one"),
+        pytest.param(lambda s, x: (s.fc(x.flatten(1)), s.fc.bias), id="a weight beside"),
+    ],
+)
+def test_outputs_without_a_batch_dimension(function: Callable[[Any, Tensor], Any], count: int, example: Tensor) -> None:
+    model = _Head(function).eval()
+
+    assert verify(model, model, example[:count], batch_sizes=(1,)).passed
+    assert verify(model, model, example[:count]).passed
+    assert verify(optimize(model, example[:count], backend="torch"), model, example[:count]).passed
+
+
+def test_dataclass_of_outputs(example: Tensor) -> None:
+    @dataclasses.dataclass
+    class Output:
+        logits: Tensor
+        hidden: Tensor | None = None
+
+    model = _Head(lambda s, x: Output(s.fc(x.flatten(1)))).eval()
+    fast = optimize(model, example, backend="torch")
+
+    assert verify(fast, model, example).passed
+    assert type(fast(example)) is Output
+    assert fast(example).hidden is None
 
 
 def test_exact_float32_is_a_plain_context() -> None:

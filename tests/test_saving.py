@@ -90,6 +90,28 @@ def test_with_folded_weights_and_several_outputs(backend, tmp_path):
     model.load_state_dict(loaded.state_dict(), strict=True)
 
 
+def test_view_and_names_that_are_no_identifiers(tmp_path):
+    """`view` of what the torch engine keeps in channels_last, and weights called as nothing in a graph module may be."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.graph = nn.Conv2d(3, 4, 3)
+            self.add_module('a"b', nn.Linear(144, 5))
+
+        def forward(self, x):
+            return self.get_submodule('a"b')(torch.relu(self.graph(x)).view(-1, 144))
+
+    model, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    fast = fastcnn.optimize(model, x, backend="torch")
+    fastcnn.save(fast, tmp_path / "m.fast")
+    again = fastcnn.load(tmp_path / "m.fast")
+
+    assert set(again.state_dict()) == set(model.state_dict())
+    torch.testing.assert_close(fast(x), model(x).detach())
+    torch.testing.assert_close(again(x), fast(x), rtol=0, atol=0)
+
+
 def test_saving_what_was_loaded_gives_the_same_bytes(saved, tmp_path):
     again = fastcnn.save(fastcnn.load(saved), tmp_path / "again.fastcnn")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import io
 import json
 import linecache
@@ -19,12 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from fastcnn.errors import CaptureError, FastcnnError, InputError
+from fastcnn.graph.exported import take_own_names, to_graph_module
 from fastcnn.graph.functionalize import functionalize
+from fastcnn.graph.given import FlatModel, Seen, attributes_kept, unwrap
 from fastcnn.graph.ir import CapturedGraph, Shape, aten
-from fastcnn.graph.output_structure import structure_to_json
 
 # torch.export keeps the symbols of what it traces in the process, and stderr is redirected for all threads: one at a time.
 TRACING = threading.Lock()
@@ -39,25 +40,19 @@ def capture(model: nn.Module, example_input: Tensor) -> CapturedGraph:
 
     Raises:
         InputError: the example is not a floating-point tensor with a batch dimension.
-        CaptureError: a module is in training mode, writes to its own buffers, or `torch.export` cannot follow the code; names the operation and
+        CaptureError: a module is in training mode, keeps state between calls, or `torch.export` cannot follow the code; names the operation and
             the line.
     """
+    model = unwrap(model)
     _check(model, example_input)
+    name = type(model).__name__
     with TRACING:
-        program = _export(model, example_input)
-    module = program.module()
-    _drop_guards(module)
-    _drop_write_back(model, module)
+        program, users, structure = _export(model, example_input)
+    module = to_graph_module(program, users, name)
     (input_node,) = [node for node in module.graph.nodes if node.op == "placeholder"]
+    _refuse_numbers(module.graph, name)
     _simplify_metadata(module.graph)
-    outputs = module.graph.output_node().args[0]
-    flat = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
-    foreign = [output for output in flat if not isinstance(output, fx.Node)]
-    if foreign:
-        raise CaptureError(f"{type(model).__name__} returns {foreign[0]!r} among its outputs: only tensors can be captured")
-    structure = structure_to_json(pytree.tree_unflatten(range(len(flat)), program.call_spec.out_spec), type(model).__name__)
-    module.graph.set_codegen(fx.graph.CodeGen())
-    module.graph.output_node().args = (flat,)
+    _simplify_calls(module.graph)
     captured = CapturedGraph(module, input_node.meta["shape"], input_node.meta["dtype"], structure, _info(model))
     captured.tidy()
     return captured
@@ -73,6 +68,10 @@ def _check(model: nn.Module, example: Tensor) -> None:
         raise InputError("the example input is an empty batch; give at least one picture")
     if example.is_meta:
         raise InputError("the example input is a meta tensor, which holds no values: give one on a real device")
+    try:
+        inspect.signature(model.forward).bind(example)
+    except TypeError as error:
+        raise CaptureError(f"{type(model).__name__} cannot be called with one tensor: {error}") from error
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device != example.device:
             raise InputError(f"{name} is on {tensor.device}, the example input on {example.device}: move one of them")
@@ -83,23 +82,28 @@ def _check(model: nn.Module, example: Tensor) -> None:
         raise CaptureError(f"{training[0]}{more} in training mode: call model.eval() first, inference is what gets optimized")
 
 
-def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+def _export(model: nn.Module, example: Tensor) -> tuple[torch.export.ExportedProgram, dict[str, str], str]:
+    """The program, our name → the model's of each constant, and the structure of the outputs."""
     # torch.export takes a size of 1 for a constant, so the batch that it sees has two pictures.
     if example.shape[0] == 1:
         example = torch.cat([example, example])
+    seen = Seen()
     try:
         # Where it fails, torch.export prints the graph so far; our error says it in one line.
-        with redirect_stderr(io.StringIO()):
-            return functionalize(_trace(model, example))
+        with redirect_stderr(io.StringIO()), attributes_kept(model):
+            program = _trace(model, example, seen)
+            users = take_own_names(program, prefix=FlatModel.PREFIX)
+            _refuse_assigned(seen.assigned, users, type(model).__name__)
+            return functionalize(program), users, seen.structure
     except FastcnnError:
         raise
     except Exception as error:
         raise CaptureError(_describe(model, example, error)) from error
 
 
-def _trace(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+def _trace(model: nn.Module, example: Tensor, seen: Seen) -> torch.export.ExportedProgram:
     with torch.no_grad():
-        return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
+        return torch.export.export(FlatModel(model, seen), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
 
 
 def _describe(model: nn.Module, example: Tensor, error: BaseException) -> str:
@@ -157,8 +161,8 @@ def _where_batch_is_restricted(model: nn.Module, example: Tensor) -> tuple[str, 
     logger.addFilter(watcher)
     logger.setLevel(logging.INFO)
     try:
-        with redirect_stderr(io.StringIO()):
-            _trace(model, example)
+        with redirect_stderr(io.StringIO()), attributes_kept(model):
+            _trace(model, example, Seen())
     except Exception:  # the error that brought us here
         pass
     finally:
@@ -167,24 +171,19 @@ def _where_batch_is_restricted(model: nn.Module, example: Tensor) -> tuple[str, 
     return watcher.found
 
 
-def _drop_guards(module: fx.GraphModule) -> None:
-    """The engine's module checks its input itself, with messages about pictures rather than about symbols."""
-    for node in list(module.graph.nodes):
-        if node.op == "call_module" and not node.users:
-            module.graph.erase_node(node)
+def _refuse_assigned(assigned: tuple[str, ...], users: dict[str, str], model: str) -> None:
+    """A tensor that a call both reads and puts another one in the place of is state."""
+    state = [name for name in assigned if name in users.values()]
+    if state:
+        raise CaptureError(
+            f"{model} keeps state between calls: it assigns to {state[0]!r}, which it also reads; only pure functions can be optimized"
+        )
 
 
-def _drop_write_back(model: nn.Module, module: fx.GraphModule) -> None:
-    """What the model writes into its input stays inside the graph; a model that changes its own buffers is no function of its input."""
-    for node in list(module.graph.nodes):
-        if node.target is not aten.copy_.default:
-            continue
-        written, value = node.args
-        if written.op == "get_attr":
-            raise CaptureError(f"{type(model).__name__} writes to its buffer {written.target!r} in every call: only pure functions can be optimized")
-        if written.op == "placeholder":
-            node.replace_all_uses_with(value)
-            module.graph.erase_node(node)
+def _refuse_numbers(graph: fx.Graph, model: str) -> None:
+    for output in graph.output_node().args[0]:
+        if not isinstance(output, fx.Node) or not isinstance(output.meta.get("val"), Tensor):
+            raise CaptureError(f"{model} returns {output}, a number, among its outputs: only tensors can be captured")
 
 
 def _simplify_metadata(graph: fx.Graph) -> None:
@@ -192,7 +191,23 @@ def _simplify_metadata(graph: fx.Graph) -> None:
         value = node.meta.get("val")
         stack = node.meta.get("nn_module_stack") or {}
         path = list(stack.values())[-1][0] if stack else ""
-        node.meta = {"shape": _shape(value), "dtype": getattr(value, "dtype", None), "path": path, "folded": ()}
+        path = f"{path}.".removeprefix(FlatModel.PREFIX).rstrip(".")
+        named = {"constant": node.meta["constant"]} if "constant" in node.meta else {}
+        node.meta = {"shape": _shape(value), "dtype": getattr(value, "dtype", None), "path": path, "folded": (), **named}
+
+
+def _simplify_calls(graph: fx.Graph) -> None:
+    """What the tracer's tensors, dense and of one dtype, made sure of need not hold where the graph runs."""
+    for node in list(graph.nodes):
+        if node.target is aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            # An engine may choose another memory format, in which a view of this shape does not exist.
+            node.target = aten.reshape.default
+        elif node.target is aten.to.dtype and node.args[0].meta["dtype"] == node.args[1]:
+            # A conversion to what it is would bring another dtype down to it, where the graph runs in one.
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def _shape(value: object) -> Shape:

@@ -1,4 +1,6 @@
-"""A captured model: a `torch.fx` graph of ATen operations, its constants under the names of the original state dict, and how to edit both.
+"""A captured model: a `torch.fx` graph of ATen operations, its constants, and how to edit both.
+
+Constants are attributes of the graph module under names of our own; the name in the original state dict stands beside, in the node's metadata.
 
 Passes compute with constants in float64 and leave them so; `cast_constants` rounds each one once, at the end of the road. Node metadata that passes
 rely on:
@@ -8,13 +10,14 @@ rely on:
 `dtype`    output dtype
 `path`     path of the module that made the node in the original model, for example `Mixed_5b.branch1x1.conv`
 `folded`   what passes put into this node, in the order in which they did it
+`constant` of a node that reads a constant: its name in the original state dict, or the one that a pass gave it
 ========== =======================================================================================================
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,29 +85,32 @@ class CapturedGraph:
     def raw_constant(self, node: fx.Node) -> Tensor:
         """The tensor behind a constant as it is stored."""
         assert isinstance(node.target, str), node
-        owner: Any = self.module
-        for part in node.target.split("."):
-            owner = getattr(owner, part)
-        return owner.detach()
+        tensor: Tensor = getattr(self.module, node.target)
+        return tensor.detach()
 
     def add_constant(self, name: str, tensor: Tensor, before: fx.Node) -> fx.Node:
         """Store `tensor` under `name` (made unique) and return a node that reads it, placed in front of `before`."""
-        stem, attempt = re.sub(r"\W", "_", name), 0
-        while hasattr(self.module, unique := f"{stem}_{attempt}" if attempt else stem):
+        stem, attempt, taken = re.sub(r"\W", "_", name), 0, {other.meta["constant"] for other in self._constant_nodes()}
+        while (unique := f"{stem}_{attempt}" if attempt else stem) in taken:
             attempt += 1
-        self.module.register_buffer(unique, tensor)
+        attribute = attribute_for(unique, vars(self.module)["_buffers"])
+        self.module.register_buffer(attribute, tensor)
         with self.graph.inserting_before(before):
-            node = self.graph.get_attr(unique)
-        node.meta.update(shape=tuple(tensor.shape), dtype=tensor.dtype, path=name)
+            node = self.graph.get_attr(attribute)
+        node.meta.update(shape=tuple(tensor.shape), dtype=tensor.dtype, path=name, constant=unique)
         return node
+
+    def _constant_nodes(self) -> Iterator[fx.Node]:
+        return (node for node in self.graph.nodes if node.op == "get_attr")
 
     def constants(self) -> dict[str, Tensor]:
         """Name → tensor of every constant that the graph reads."""
-        return {str(node.target): self.raw_constant(node) for node in self.graph.nodes if node.op == "get_attr"}
+        return {node.meta["constant"]: self.raw_constant(node) for node in self._constant_nodes()}
 
     def set_constant(self, name: str, tensor: Tensor) -> None:
         """Put `tensor` in the place of the constant `name`."""
-        _set_nested(self.module, name, tensor)
+        attribute = next(str(node.target) for node in self._constant_nodes() if node.meta["constant"] == name)
+        self.module.register_buffer(attribute, tensor)
 
     # -- edits ---------------------------------------------------------------------------------------------------------
 
@@ -134,35 +140,25 @@ class CapturedGraph:
         Constants are copied even where no rounding is needed, so that nothing is shared with the model that was captured; with `copy` False those
         that are in `dtype` already stay shared with the graph that this one was made from.
         """
-        module = fx.GraphModule(nn.Module(), fx.Graph())
-        for name, tensor in self.constants().items():
-            goal = dtype if tensor.is_floating_point() else tensor.dtype
-            _set_nested(module, name, tensor.to(goal, copy=copy))
+        root = nn.Module()
+        for attribute in {str(node.target): None for node in self._constant_nodes()}:
+            tensor = getattr(self.module, attribute).detach()
+            root.register_buffer(attribute, tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=copy))
         for node in self.graph.nodes:
             if node.op == "get_attr":
                 node.meta["dtype"] = dtype if node.meta["dtype"].is_floating_point else node.meta["dtype"]
             elif "dtype" in node.meta and node.meta["dtype"] is not None and node.meta["dtype"].is_floating_point:
                 node.meta["dtype"] = dtype
-        self.module = fx.GraphModule(module, self.graph)
+        self.module = fx.GraphModule(root, self.graph)
         self.input_dtype = dtype
 
 
-def _set_nested(root: nn.Module, name: str, tensor: Tensor) -> None:
-    *parents, leaf = name.split(".")
-    owner = root
-    for part in parents:
-        if part not in owner._modules:
-            owner.add_module(part, nn.Module())
-        owner = owner._modules[part]  # type: ignore[assignment]
-    owner.register_buffer(leaf, tensor)
-
-
-def module_of(graph: fx.Graph, constants: dict[str, Tensor]) -> fx.GraphModule:
-    """A graph module that reads `constants` by name."""
-    root = nn.Module()
-    for name, tensor in constants.items():
-        _set_nested(root, name, tensor)
-    return fx.GraphModule(root, graph)
+def attribute_for(name: str, taken: Container[str]) -> str:
+    """A name of ours for the attribute that holds the constant `name`: an identifier, no keyword, no attribute of a module, not `taken`."""
+    stem, attempt = "constant_" + re.sub(r"\W", "_", name, flags=re.ASCII), 0
+    while (attribute := f"{stem}_{attempt}" if attempt else stem) in taken:
+        attempt += 1
+    return attribute
 
 
 def add_folded(node: fx.Node, *what: str) -> None:

@@ -6,14 +6,13 @@ Targets are ATen overloads by their schema names and a few pure Python functions
 from __future__ import annotations
 
 import operator
-import re
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fastcnn.errors import FileFormatError
-from fastcnn.graph.ir import CapturedGraph, module_of
+from fastcnn.graph.ir import CapturedGraph, attribute_for
 from fastcnn.graph.ops import fused_conv2d
 
 _FUNCTIONS: dict[str, Any] = {
@@ -67,8 +66,9 @@ def graph_from_json(data: dict[str, Any], constants: dict[str, Tensor]) -> Captu
     Raises:
         FileFormatError: a node names an operation or a constant that does not exist.
     """
-    graph = fx.Graph()
+    graph, root = fx.Graph(), nn.Module()
     nodes: dict[str, fx.Node] = {}
+    attributes: dict[str, str] = {}
     for entry in data["nodes"]:
         op, target = entry["op"], entry["target"]
         args, kwargs = (_decode(entry[key], nodes) for key in ("args", "kwargs"))
@@ -78,16 +78,18 @@ def graph_from_json(data: dict[str, Any], constants: dict[str, Tensor]) -> Captu
         if op == "get_attr" and target not in constants:
             raise FileFormatError(f"the file lacks the constant {target!r} that its graph reads")
         _check_names(op, target, kwargs)
+        meta = dict(entry["meta"])
+        if op == "get_attr":
+            if target not in attributes:
+                attributes[target] = attribute_for(target, root._buffers)
+                root.register_buffer(attributes[target], constants[target])
+            meta["constant"], target = target, attributes[target]
         # The name is kept: rows of the plan without a module's path go by it.
         node = graph.create_node(op, _target(target) if op == "call_function" else target, tuple(args), kwargs, entry["name"])
-        meta = entry["meta"]
         node.meta = {**meta, "shape": tuple(meta["shape"]), "dtype": _DTYPES.get(meta["dtype"]), "folded": tuple(meta["folded"])}
         nodes[entry["name"]] = node
-    module = module_of(
-        graph, {name: tensor for name, tensor in constants.items() if any(n.op == "get_attr" and n.target == name for n in graph.nodes)}
-    )
     return CapturedGraph(
-        module,
+        fx.GraphModule(root, graph),
         tuple(data["input_shape"]),
         _DTYPES[data["input_dtype"]],
         data["output_spec"],
@@ -96,17 +98,19 @@ def graph_from_json(data: dict[str, Any], constants: dict[str, Tensor]) -> Captu
 
 
 def _check_names(op: str, target: str, kwargs: dict[str, Any]) -> None:
-    """torch.fx writes these names into Python source as they are."""
+    """torch.fx writes these names into Python source as they are; constants get names of our own there."""
     if op not in ("placeholder", "get_attr", "call_function"):
         raise FileFormatError(f"the file's graph has a node of kind {op!r}")
     names = list(kwargs) + ([target] if op == "placeholder" else [])
-    if not all(name.isidentifier() for name in names) or (op == "get_attr" and re.search(r'["\\\x00-\x1f]', target)):
+    if not all(name.isidentifier() for name in names):
         raise FileFormatError(f"the file's graph has a name that is none: {target!r}")
 
 
 def _node_to_json(node: fx.Node) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": node.name, "op": node.op, "target": str(node.target), "args": _encode(node.args), "kwargs": _encode(node.kwargs)}
-    if node.op == "call_function":
+    if node.op == "get_attr":
+        entry["target"] = node.meta["constant"]
+    elif node.op == "call_function":
         entry["target"] = _NAMES[node.target] if node.target in _NAMES else _overload_name(node)
     meta = node.meta
     entry["meta"] = {

@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastcnn.errors import RequestError
+from fastcnn.parity.copying import copy_module
 from fastcnn.parity.rules import LARGEST_ORDINARY_INPUT, TF32, Expected, Outputs, ParityReport, Slice, compare, kinds_of, relative_error
 from fastcnn.precision import exact_float32, float32_products
 
@@ -50,7 +52,7 @@ def verify(
     Returns a report, passed or not; `report.require("…")` raises ParityError where it did not.
 
     Raises:
-        RequestError: no batch size, one below 1, or a reference that cannot run in float64.
+        RequestError: no batch size, one below 1, or a reference that cannot run in float64, whatever is done.
     """
     import torch
 
@@ -59,12 +61,16 @@ def verify(
     pictures = make_pictures(example_input, max(batch_sizes), seed=seed)
     slices = tuple((0, size) for size in batch_sizes)
     with exact_float32(), torch.no_grad():
-        raw = [candidate(pictures[start:stop]) for start, stop in slices]
-    if dtype is None:
-        dtype = _dtype_of(candidate, raw[0])
+        outputs = []
+        for start, stop in slices:
+            # A copy: a candidate may write into its input, and it may give the same memory in every call.
+            output = candidate(pictures[start:stop].clone())
+            dtype = dtype or _dtype_of(candidate, output)
+            outputs.append(flatten(output))
+    assert dtype is not None
     tf32 = dtype == torch.float32 and getattr(candidate, "allow_tf32", False) is True
     expected = expect(reference, pictures, slices, dtype=dtype, tf32=tf32)
-    return compare([flatten(output) for output in raw], expected, tolerance=tolerance)
+    return compare(outputs, expected, tolerance=tolerance)
 
 
 def expect(reference: nn.Module, pictures: Tensor, slices: Sequence[Slice], *, dtype: torch.dtype, tf32: bool = False) -> Expected:
@@ -78,10 +84,13 @@ def expect(reference: nn.Module, pictures: Tensor, slices: Sequence[Slice], *, d
     import torch
 
     with exact_float32(), torch.no_grad():
-        precise, independent = _run_slices(_runner(reference, torch.float64, pictures.device), pictures, slices, None)
+        precisely = _Runner(reference, torch.float64, pictures.device)
+        precise, independent = _run_slices(precisely, pictures, slices, None)
     with float32_products(tf32=tf32), torch.no_grad():
-        eager, _ = _run_slices(_runner(reference, dtype, pictures.device), pictures, slices, independent)
-    return Expected(TF32 if tf32 else _name(dtype), tuple(slices), precise, eager, independent, _ordinary(pictures, slices))
+        eagerly = _Runner(reference, dtype, pictures.device)
+        eager, _ = _run_slices(eagerly, pictures, slices, independent)
+    notes = tuple(dict.fromkeys((*precisely.notes, *eagerly.notes)))
+    return Expected(TF32 if tf32 else _name(dtype), tuple(slices), precise, eager, independent, _ordinary(pictures, slices), notes)
 
 
 def make_pictures(example: Tensor, count: int, *, seed: int = 0) -> Tensor:
@@ -107,26 +116,67 @@ def make_pictures(example: Tensor, count: int, *, seed: int = 0) -> Tensor:
 
 
 def flatten(outputs: Any) -> Outputs:
-    """Tensors of any nesting (tuples, lists, dicts) as a flat list of float64 arrays."""
-    from torch.utils import _pytree as pytree
-
-    return [leaf.detach().cpu().double().numpy() for leaf in pytree.tree_leaves(outputs) if leaf is not None]
-
-
-def _runner(reference: nn.Module, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], Outputs]:
+    """Tensors of any nesting (tuples, lists, dicts, dataclasses) as a flat list of float64 arrays, which share memory with nothing."""
     import torch
 
-    model = copy.deepcopy(reference).eval().to(device=device, dtype=dtype)
+    return [leaf.detach().to("cpu", torch.float64, copy=True).numpy() for leaf in _leaves(outputs)]
 
-    def run(pictures: Tensor) -> Outputs:
+
+def _leaves(outputs: Any) -> Iterator[Tensor]:
+    from torch.utils import _pytree as pytree
+
+    for leaf in pytree.tree_leaves(outputs):
+        if dataclasses.is_dataclass(leaf):
+            yield from _leaves([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+        elif leaf is not None:
+            yield leaf
+
+
+class _Runner:
+    """Runs a copy of the reference in `dtype`; `notes` says where it had to be made to.
+
+    A model that cannot run in another dtype as it stands, because it names one in its code or holds tensors that `.to` does not reach, runs with
+    each operation's floating-point operands and results brought to `dtype`.
+    """
+
+    def __init__(self, reference: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+        self._name, self._dtype, self._device = type(reference).__name__, dtype, device
+        self._model = copy_module(reference).eval().to(device=device, dtype=dtype)
+        self._forced = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the verdict should know of how the reference ran."""
+        if not self._forced:
+            return ()
+        return (f"{self._name} does not run in {_name(self._dtype)} by itself: its reference had every operation brought to {_name(self._dtype)}",)
+
+    def __call__(self, pictures: Tensor) -> Outputs:
+        failures = (RuntimeError, TypeError, NotImplementedError)
         try:
-            with torch.autocast(device.type, enabled=False):
-                return flatten(model(pictures.to(dtype)))
-        except (RuntimeError, TypeError, NotImplementedError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise RequestError(f"the reference {type(reference).__name__} cannot run in {_name(dtype)} on {device}: {reason}") from error
+            return self._run(pictures)
+        except failures as error:
+            if self._forced:
+                raise self._refusal(error) from error
+            self._forced = True
+            try:
+                return self._run(pictures)
+            except failures:
+                raise self._refusal(error) from error
 
-    return run
+    def _run(self, pictures: Tensor) -> Outputs:
+        import torch
+
+        from fastcnn.parity.one_dtype import OneDtype
+
+        # A copy: a model may write into its input.
+        values = pictures.to(self._dtype, copy=True)
+        with torch.autocast(self._device.type, enabled=False), OneDtype(self._dtype) if self._forced else nullcontext():
+            return flatten(self._model(values))
+
+    def _refusal(self, error: BaseException) -> RequestError:
+        reason = str(error).strip().partition("\n")[0]
+        return RequestError(f"the reference {self._name} cannot run in {_name(self._dtype)} on {self._device}: {reason}")
 
 
 def _run_slices(
@@ -134,10 +184,13 @@ def _run_slices(
 ) -> tuple[tuple[Outputs, ...], bool]:
     """Outputs per slice, and whether one run of all pictures gave them; `independent` says whether it may (None: find out)."""
     total = max(stop for _, stop in slices)
+    if total == 1:
+        # Nothing to cut: outputs without a batch dimension come as they are.
+        return (run(pictures[:1]),) * len(slices), True
     if independent is not False:
         whole = run(pictures[:total])
         if independent is None:
-            independent = total == 1 or _agree(run(pictures[:1]), whole, total)
+            independent = _agree(run(pictures[:1]), whole, total)
         if independent:
             return tuple([output[start:stop] for output in whole] for start, stop in slices), True
     return tuple(run(pictures[start:stop]) for start, stop in slices), False
@@ -165,12 +218,11 @@ def _ordinary(pictures: Tensor, slices: Sequence[Slice]) -> tuple[NDArray[np.boo
 
 def _dtype_of(candidate: object, outputs: Any) -> torch.dtype:
     import torch
-    from torch.utils import _pytree as pytree
 
     own = getattr(candidate, "dtype", None)
     if isinstance(own, torch.dtype):
         return own
-    return next((leaf.dtype for leaf in pytree.tree_leaves(outputs) if leaf.is_floating_point()), torch.float32)
+    return next((leaf.dtype for leaf in _leaves(outputs) if leaf.is_floating_point()), torch.float32)
 
 
 def _name(dtype: torch.dtype) -> str:

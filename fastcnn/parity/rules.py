@@ -147,6 +147,7 @@ class Expected:
         eager: what eager PyTorch returns in `dtype`, per slice; None where it is not known, NaN and infinities are then the reference's.
         independent: the model treats pictures independently of each other.
         ordinary: which pictures [N] of each slice hold nothing but finite values up to `LARGEST_ORDINARY_INPUT`; None where the input is not known.
+        notes: how the reference was run, where that is out of the ordinary.
     """
 
     dtype: str
@@ -155,6 +156,7 @@ class Expected:
     eager: tuple[Outputs, ...] | None = None
     independent: bool = True
     ordinary: tuple[NDArray[np.bool_], ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def compare(candidate: Sequence[Outputs], expected: Expected, *, tolerance: float | None = None, runtime: str = "") -> ParityReport:
@@ -167,7 +169,7 @@ def compare(candidate: Sequence[Outputs], expected: Expected, *, tolerance: floa
     """
     wanted = [_Wanted.of(expected, index) for index in range(len(expected.slices))]
     rows = [_compare_batch(outputs, of_batch, tolerance, runtime) for outputs, of_batch in zip(candidate, wanted, strict=True)]
-    return ParityReport.of(rows, expected.dtype)
+    return ParityReport.of(rows, expected.dtype, notes=expected.notes)
 
 
 def bound(dtype: str, reference: NDArray[np.float64], eager: NDArray[np.float64] | None) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import logging
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
@@ -67,6 +69,12 @@ def test_copy_is_independent():
     assert ops(other) == ops(captured)
 
 
+@dataclasses.dataclass
+class Described:
+    main: torch.Tensor
+    others: list[torch.Tensor | None]
+
+
 class Pair(NamedTuple):
     main: torch.Tensor
     aux: torch.Tensor
@@ -82,6 +90,8 @@ class Pair(NamedTuple):
         pytest.param(Pair, id="named tuple"),
         pytest.param(lambda a, b: {"x": [a, (b, {"again": a})], "y": Pair(b, b)}, id="nested"),
         pytest.param(lambda a, b: (a,), id="tuple of one"),
+        pytest.param(lambda a, b: {"out": a, "aux": None}, id="None"),
+        pytest.param(lambda a, b: Described(a, [None, b]), id="dataclass"),
     ],
 )
 def test_structure_of_outputs(pack):
@@ -90,6 +100,8 @@ def test_structure_of_outputs(pack):
     want, packed = model(IMAGE), packer(captured.output_spec)(captured.module(IMAGE))
 
     assert type(packed) is type(want)
+    if isinstance(want, Described):
+        packed, want = vars(packed), vars(want)
     torch.testing.assert_close(packed, want, rtol=0, atol=0)
 
 
@@ -180,6 +192,10 @@ def _fails(s, x):
     raise ValueError("first line\nsecond line")
 
 
+def _cond(s, x):
+    return torch.cond(x.mean() > 0, lambda y: y * 2, lambda y: y - 1, (s.conv(x),))
+
+
 @pytest.mark.parametrize(
     ("function", "parts"),
     [
@@ -191,8 +207,10 @@ def _fails(s, x):
         pytest.param(_python_condition, ["len(x) == 2", "every batch size"], id="condition"),
         pytest.param(_fails, ["raise ValueError", "first line"], id="own error"),
         pytest.param(lambda s, x: s.conv(torch.cat([x, x], 1)), ["aten.conv", "s.conv(torch.cat", "3 channels"], id="wrong channels"),
-        pytest.param(lambda s, x: (s.conv(x), None), ["None"], id="None among outputs"),
+        pytest.param(lambda s, x: (s.conv(x), x.shape[0]), ["a SymInt"], id="number among outputs"),
         pytest.param(lambda s, x: (s.conv(x), "label"), ["'label'"], id="text among outputs"),
+        pytest.param(_cond, ["torch.cond", "torch.where"], id="cond"),
+        pytest.param(lambda s, x: torch.vmap(lambda picture: picture * 2)(s.conv(x)), ["torch.vmap", "whole batch"], id="vmap"),
         pytest.param(lambda s, x: object(), ["object"], id="foreign container"),
         pytest.param(lambda s, x: 3.0, ["3.0"], id="number"),
     ],
@@ -224,8 +242,110 @@ def test_model_that_counts_its_calls():
         s.count += 1
         return s.conv(x) * s.count
 
-    with pytest.raises(CaptureError, match="writes to its buffer 'count'"):
+    with pytest.raises(CaptureError, match="keeps state between calls: it writes to its buffer 'count'"):
         capture(net(forward, conv=_conv(), count=torch.zeros(1)), IMAGE)
+
+
+def test_model_that_assigns_to_a_buffer():
+    def forward(s, x):
+        s.count = s.count + 1
+        return s.conv(x) * s.count
+
+    model = net(forward, conv=_conv(), count=torch.zeros(1))
+    with pytest.raises(CaptureError, match="keeps state between calls: it writes to its buffer 'count'"):
+        capture(model, IMAGE)
+    assert model.count.item() == 0
+
+
+def test_model_that_assigns_to_a_plain_tensor():
+    def forward(s, x):
+        s.count = s.count + 1
+        return s.conv(x) * s.count
+
+    model = net(forward, conv=_conv())
+    model.count = torch.zeros(1)
+    with pytest.raises(CaptureError, match="keeps state between calls: it assigns to 'count', which it also reads"):
+        capture(model, IMAGE)
+
+
+def test_state_that_no_output_depends_on_is_said(caplog):
+    def forward(s, x):
+        s.count += 1
+        s.mean = x.mean()[None]
+        return s.conv(x)
+
+    model = net(forward, conv=_conv(), count=torch.zeros(1), mean=torch.zeros(1))
+    with caplog.at_level(logging.WARNING, logger="fastcnn"):
+        captured = capture(model, IMAGE)
+
+    assert set(captured.constants()) == {"conv.weight", "conv.bias"}
+    assert "its buffer 'count' in every call" in caplog.text
+    assert "its buffer 'mean' in every call" in caplog.text
+
+
+def test_attributes_made_in_forward_do_not_stay():
+    def forward(s, x):
+        s.features = s.conv(x)
+        return s.features
+
+    model = net(forward, conv=_conv())
+    capture(model, IMAGE)
+    assert not hasattr(model, "features")
+
+
+NAMES = ["graph", "code", "meta", "recompile", "validate_inputs", "global", "lambda", "self", "x", "a'b", 'a"b', "a\\b", "new\nline", "größe"]
+
+
+def test_names_of_the_user_are_kept_beside_ours():
+    """In-place ReLUs on a slice take the road that traces twice."""
+
+    def forward(s, x):
+        y = s.conv(x)
+        y[:, 0].relu_()
+        y = y.mean((2, 3))
+        return sum(s.get_submodule(name)(y) for name in NAMES)
+
+    model = net(forward, conv=_conv())
+    for name in NAMES:
+        model.add_module(name, nn.Linear(4, 2))
+    model.eval()
+    captured = capture(model, IMAGE)
+
+    assert set(captured.constants()) == set(model.state_dict())
+    assert all(node.target.isidentifier() for node in captured.graph.nodes if node.op == "get_attr")
+    assert_same_function(captured, model, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "taken"),
+    [
+        pytest.param(torch.compile, "took the Net out of its OptimizedModule", id="compiled"),
+        pytest.param(nn.DataParallel, "took the Net out of its DataParallel", id="data parallel"),
+    ],
+)
+def test_wrappers_are_taken_off(wrap, taken, caplog):
+    model = net(_head, conv=_conv(), fc=nn.Linear(4, 5))
+    with caplog.at_level(logging.INFO, logger="fastcnn"):
+        captured = capture(wrap(model).eval(), IMAGE)
+
+    assert set(captured.constants()) == set(model.state_dict())
+    assert taken in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_torchscript_is_refused():
+    scripted = torch.jit.trace(nn.Conv2d(3, 4, 3).eval(), IMAGE)
+    with pytest.raises(CaptureError, match=r"the model is a TorchScript module, .*give the Python module"):
+        capture(scripted, IMAGE)
+    with pytest.raises(CaptureError, match="its part '0' is a TorchScript module"):
+        capture(nn.Sequential(scripted).eval(), IMAGE)
+
+
+def test_view_works_in_any_memory_format():
+    model = net(lambda s, x: s.conv(x).view(x.shape[0], -1), conv=_conv())
+    captured = capture(model, IMAGE)
+
+    torch.testing.assert_close(captured.module(IMAGE.contiguous(memory_format=torch.channels_last))[0], model(IMAGE))
 
 
 @pytest.mark.parametrize(

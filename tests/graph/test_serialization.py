@@ -13,7 +13,7 @@ from torch import nn
 import fastcnn
 from fastcnn.errors import FileFormatError
 from fastcnn.graph.capture import capture
-from fastcnn.graph.output_structure import packer, structure_to_json
+from fastcnn.graph.output_structure import flatten, packer
 from fastcnn.graph.passes import PASSES, run_passes
 from fastcnn.graph.serialization import graph_from_json, graph_to_json
 
@@ -101,24 +101,32 @@ def _keyword(data):
     data["nodes"][-2]["kwargs"]["dict"][f"a={ATTACK}, b"] = 1
 
 
-def _constant_name(data):
-    next(entry for entry in data["nodes"] if entry["op"] == "get_attr")["target"] = f'a"+{ATTACK}+"'
-
-
 def _kind(data):
     data["nodes"][-2]["op"] = "call_method"
 
 
-@pytest.mark.parametrize("tamper", [_input_name, _keyword, _constant_name, _kind], ids=lambda function: function.__name__)
+@pytest.mark.parametrize("tamper", [_input_name, _keyword, _kind], ids=lambda function: function.__name__)
 def test_names_cannot_carry_code(tamper):
     """torch.fx turns a graph into Python source: a name that is not one would run."""
     captured = capture(net(lambda s, x: F.relu(s.conv(x)), conv=nn.Conv2d(3, 4, 3)), IMAGE)
     data = graph_to_json(captured)
     tamper(data)
-    constants = captured.constants() | {f'a"+{ATTACK}+"': torch.zeros(1)}
 
     with pytest.raises(FileFormatError):
-        graph_from_json(data, constants)
+        graph_from_json(data, captured.constants())
+
+
+def test_names_of_constants_cannot_carry_code():
+    """The attribute that torch.fx names in the source has a name of ours."""
+    captured = capture(net(lambda s, x: F.relu(s.conv(x)), conv=nn.Conv2d(3, 4, 3)), IMAGE)
+    data, name = graph_to_json(captured), f'a"+{ATTACK}+"'
+    next(entry for entry in data["nodes"] if entry["target"] == "conv.bias")["target"] = name
+    loaded = graph_from_json(data, captured.constants() | {name: captured.constants()["conv.bias"]})
+
+    assert set(loaded.constants()) == {"conv.weight", name}
+    assert '"' not in loaded.module.code
+    assert "__import__(" not in loaded.module.code
+    torch.testing.assert_close(loaded.module(IMAGE), captured.module(IMAGE))
 
 
 def test_node_names_cannot_carry_code():
@@ -146,13 +154,24 @@ def test_foreign_function_cannot_be_written():
 
 def test_named_tuple_whose_class_is_not_at_hand():
     text = (
-        structure_to_json((0, 1), "net")
+        flatten((IMAGE, IMAGE), "net")[1]
         .replace('"builtins.tuple"', '"collections.namedtuple"')
         .replace('"null"', r'"[\"no.such.module\", \"Pair\", \"a\", \"b\"]"')
     )
     pair = packer(text)(["x", "y"])
 
     assert (type(pair).__name__, pair.a, pair.b) == ("Pair", "x", "y")
+
+
+def test_dataclass_whose_class_is_not_at_hand():
+    text = (
+        flatten((IMAGE, None), "net")[1]
+        .replace('"builtins.tuple"', '"dataclasses.dataclass"')
+        .replace('"null"', r'"[\"no.such.module\", \"Output\", \"a\", \"b\"]"', 1)
+    )
+    output = packer(text)(["x"])
+
+    assert (type(output).__name__, output.a, output.b) == ("Output", "x", None)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[1, {}]", '[1, {"type": "os.system", "context": null, "children_spec": []}]', '{"a": 1}', "[1, null]"])
