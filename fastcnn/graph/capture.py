@@ -181,7 +181,8 @@ def _refuse_assigned(assigned: tuple[str, ...], users: dict[str, str], model: st
 
 
 def _refuse_numbers(graph: fx.Graph, model: str) -> None:
-    for output in graph.output_node().args[0]:
+    outputs: Any = graph.output_node().args[0]
+    for output in outputs:
         if not isinstance(output, fx.Node) or not isinstance(output.meta.get("val"), Tensor):
             raise CaptureError(f"{model} returns {output}, a number, among its outputs: only tensors can be captured")
 

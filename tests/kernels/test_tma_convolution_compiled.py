@@ -128,7 +128,7 @@ def test_specialised_warps_release_a_buffer_after_its_product() -> None:
     configs = [config for config in tma_configs_for(torch.float16, 90) if config.warp_specialize]
     assert configs
     one_row, flat = "conv(1, 192, 192, (1, 7), torch.float16, (0, 3), 256)", "conv(8, 288, 192, (1, 1), torch.float16)"
-    calls = [f"conv2d_tma(*{arguments}, config={config})" for config in configs for arguments in (one_row, flat)]
+    calls = [f"conv2d_tma({arguments}, config={config})" for config in configs for arguments in (one_row, flat)]
     for binary in compile_kernels([CallRequest(call, SETUP) for call in calls], (90,)):
         assert not releases_too_early(binary), binary
 
@@ -140,6 +140,6 @@ def test_the_compiler_still_needs_pixels_in_one_row(size: tuple[int, int, int]) 
     config = TmaConfig(128, 128, 0, 64, 4, 4, True)
     assert not config.suits(TmaSize(n, p, q, 192, 128, 9))
     weight = "pack_weight(torch.empty(192, 128, 3, 3).half())"
-    call = f"unrestricted(lambda: conv2d_tma(nhwc({n}, 128, {p}, {q}), {weight}, None, 1, 1, config={config}))"
+    call = f"unrestricted(lambda: conv2d_tma(Convolution(nhwc({n}, 128, {p}, {q}), {weight}, None, 1, 1), config={config}))"
     (binary,) = compile_kernels([CallRequest(call, UNRESTRICTED)], (90,))
     assert releases_too_early(binary), "this Triton orders it right: `TmaConfig.suits` may let specialised warps take any box from this version on"

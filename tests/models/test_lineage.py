@@ -16,7 +16,7 @@ from torchvision.models._api import WeightsEnum
 from fastcnn.export import export_onnx
 from fastcnn.models import create_model, create_untrained_model, load_weights, model_spec
 from fastcnn.models.lineage import input_statistics, published_twin, with_transform_input
-from fastcnn.prediction.predictor import load_predictor
+from fastcnn.prediction.loading import load_predictor
 from fastcnn.preprocessing import Preprocessing
 
 TRUNK = "weights/inception_v3_imagenet_trunk.safetensors"
