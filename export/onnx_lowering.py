@@ -16,7 +16,7 @@ import torch
 from fastcnn.errors import RequestError
 from fastcnn.export.lowering import default_output_names, dynamic_sizes, example_for
 from fastcnn.export.opsets import WRITTEN, drop_allowzero, lowest_opset, to_opset
-from fastcnn.graph.capture import TRACING
+from fastcnn.graph.capture import tracing
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.plan import op_name
 
@@ -60,7 +60,7 @@ def lower_to_onnx(
 
 def _to_onnx(captured: CapturedGraph, opset: int, batch_size: int | None, outputs: list[str]) -> onnx.ModelProto:
     try:
-        with TRACING, torch.no_grad(), _quiet():
+        with tracing(), torch.no_grad(), _quiet():
             program = torch.onnx.export(
                 captured.module.eval(),
                 (example_for(captured, batch_size),),

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from fastcnn.errors import RequestError
 from fastcnn.export.options import ExportOptions, Preprocess
+from fastcnn.graph.capture import tracing
 from fastcnn.graph.ir import CapturedGraph, aten
 from fastcnn.models.preprocessing_of import preprocessing_of
 from fastcnn.preprocessing import Preprocessing
@@ -170,7 +171,7 @@ def take_pixels(captured: CapturedGraph, front: PixelInput, batch_size: int | No
     free = {0: torch.export.Dim("batch")} if batch_size is None else {}
     if front.resize:
         free |= {1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
-    with torch.no_grad():
+    with torch.no_grad(), tracing():
         program = torch.export.export(front.eval(), (example,), dynamic_shapes=(free,), strict=False)
     _prepend(captured, program.module())
     shape = (None, None, None, preprocessing.channel_count) if front.resize else (None, *example.shape[1:])

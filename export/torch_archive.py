@@ -14,6 +14,7 @@ import torch
 from fastcnn.errors import RequestError
 from fastcnn.export.archive import read_records
 from fastcnn.export.lowering import deployed_module, dynamic_sizes, example_for
+from fastcnn.graph.capture import tracing
 from fastcnn.graph.ir import CapturedGraph, aten
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def lower_pt2(captured: CapturedGraph, batch_size: int | None) -> dict[str, byte
     sizes = dynamic_sizes(captured, batch_size, LARGEST_BATCH)
     buffer = io.BytesIO()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), tracing():
             program = torch.export.export(deployed_module(captured), (example,), dynamic_shapes=sizes)
             for node in program.graph.nodes:
                 for origin in _ORIGINS:

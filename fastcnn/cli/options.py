@@ -61,11 +61,10 @@ def own_spelling(given: Any) -> Any:
     return f"{resolve(name) or name}{at}{backend}"
 
 
-def existing_weights(given: str | None) -> str | None:
-    """What --weights says, unless it means a file that is not there: that is told before PyTorch is imported."""
+def existing_weights(given: str | None) -> None:
+    """Raises WeightsError where --weights means a file that is not there: that is told before PyTorch is imported."""
     if given is not None and (given.endswith(WEIGHT_SUFFIXES) or os.sep in given) and not Path(given).exists():
         raise WeightsError(f"weight file {given} does not exist")
-    return given
 
 
 def default_workers() -> int:
@@ -88,7 +87,6 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         metavar="W",
-        callback=existing_weights,
         help="Of a model: a .safetensors or .pth file, a torchvision weights name, or mnist.  [default: seeded random weights]",
     ),
 ]
@@ -116,6 +114,7 @@ WeightsSetOption = Annotated[
     WeightsSet | None,
     typer.Option(
         "--weights-set",
+        case_sensitive=False,
         help="Which weights to take of a file that holds their moving average (ema) beside them (plain).  [default: ema, where there is one]",
         show_default=False,
     ),

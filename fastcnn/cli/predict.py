@@ -20,6 +20,7 @@ from fastcnn.cli.options import (
     Weights,
     WeightsSetOption,
     complete_model,
+    existing_weights,
     model_options,
     own_spelling,
 )
@@ -130,6 +131,7 @@ def _load(
 ) -> Predictor:
     if weights is not None and seed is not None:
         raise RequestError("--seed makes random weights and --weights loads others: give one of them")
+    existing_weights(weights)
     from fastcnn.export.options import read_labels
     from fastcnn.prediction.loading import load_predictor
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import io
@@ -12,7 +13,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
 from types import FrameType
@@ -26,9 +27,21 @@ from fastcnn.graph.exported import take_own_names, to_graph_module
 from fastcnn.graph.functionalize import functionalize
 from fastcnn.graph.given import FlatModel, Seen, attributes_kept, unwrap
 from fastcnn.graph.ir import CapturedGraph, Shape, aten
+from fastcnn.precision import exact_float32
 
-# torch.export keeps the symbols of what it traces in the process, and stderr is redirected for all threads: one at a time.
-TRACING = threading.Lock()
+_TRACING = threading.Lock()
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """Around every call of `torch.export` and what stands on it: one thread at a time, and no other one has TF32 on meanwhile.
+
+    torch.export keeps the symbols of what it traces in the process, stderr is redirected for all threads, and it saves and puts back cuDNN's TF32
+    switch, which would undo what another thread set in between.
+    """
+    # In this order everywhere: who waits for the lock holds no setting that the one inside could want changed.
+    with exact_float32(), _TRACING:
+        yield
 
 
 def capture(model: nn.Module, example_input: Tensor) -> CapturedGraph:
@@ -46,7 +59,7 @@ def capture(model: nn.Module, example_input: Tensor) -> CapturedGraph:
     model = unwrap(model)
     _check(model, example_input)
     name = type(model).__name__
-    with TRACING:
+    with tracing():
         program, users, structure = _export(model, example_input)
     module = to_graph_module(program, users, name)
     (input_node,) = [node for node in module.graph.nodes if node.op == "placeholder"]

@@ -73,6 +73,10 @@ CHOICES = [
     (["train", "simple_cnn", "--dataset", "mnist", "--data", "gone", "--device", "{}"], "tpu", "CPU"),
     (["evaluate", "simple_cnn", "--dataset", "{}", "--data", "gone"], "coco", "MNIST"),
     (["evaluate", "simple_cnn", "--dataset", "mnist", "--data", "gone", "--split", "{}"], "dev", "Test"),
+    (["info", "simple_cnn", "--weights-set", "{}"], "swa", "EMA"),
+    (["export", "simple_cnn", "--onnx", "--weights-set", "{}"], "swa", "Plain"),
+    (["predict", "simple_cnn", "gone.png", "--weights-set", "{}"], "swa", "EMA"),
+    (["evaluate", "simple_cnn", "--dataset", "mnist", "--data", "gone", "--weights-set", "{}"], "swa", "EMA"),
     (["bench", "simple_cnn", "--device", "{}", "--peers", "gone"], "tpu", "CPU"),
     (["bench", "simple_cnn", "--precision", "{}", "--peers", "gone"], "int9", "FP16"),
     (["bench", "layers", "simple_cnn", "--precision", "{}", "--implementations", ","], "int9", "BF16"),
@@ -83,7 +87,7 @@ CHOICES = [
 def test_choices_are_named_without_what_pydantic_says_and_taken_in_any_case(cli, monkeypatch, args, wrong, right):
     refused = cli(*[word.format(wrong) for word in args])
     assert refused.exit_code == 2
-    assert re.search(rf"^error: invalid value for '--[a-z]+': '{wrong}' is not one of ", refused.stderr), refused.stderr
+    assert re.search(rf"^error: invalid value for '--[a-z-]+': '{wrong}' is not one of ", refused.stderr), refused.stderr
     monkeypatch.setattr("fastcnn.cli.export.check_target", lambda *given, **options: stop(RequestError("went on")))
     taken = cli(*[word.format(right) for word in args])
     assert "is not one of" not in taken.stderr, taken.stderr
@@ -100,7 +104,7 @@ def test_every_choice_of_every_command_is_tried_above():
     for path, command in commands(typer.main.get_command(app)):
         for name, type_ in get_type_hints(inspect.unwrap(command.callback)).items():
             if any(isinstance(one, type) and issubclass(one, Enum) for one in (type_, *get_args(type_))):
-                found.add((path, f"--{name}"))
+                found.add((path, f"--{name.replace('_', '-')}"))
     assert found == tried
 
 

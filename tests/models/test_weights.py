@@ -186,9 +186,7 @@ class TestTorchvisionNames:
             create_model("resnet18", "DEFAULT", num_classes=10)
 
     def test_unknown_name(self):
-        with pytest.raises(
-            UnknownNameError, match=r"unknown weights of resnet50 'IMAGENET1K_V3': did you mean IMAGENET1K_V[12] or IMAGENET1K_V[12] or"
-        ):
+        with pytest.raises(UnknownNameError, match=r"unknown weights of resnet50 'IMAGENET1K_V3': did you mean IMAGENET1K_V[12] or IMAGENET1K_V[12]"):
             create_model("resnet50", "IMAGENET1K_V3")
         with pytest.raises(UnknownNameError, match=r"'best': known: IMAGENET1K_V1, DEFAULT, and there is no such file"):
             create_model("resnet18", "best")
