@@ -15,7 +15,7 @@ from triton.runtime import interpreter
 from fastcnn.engines.triton.engine import TritonEngine
 from fastcnn.engines.triton.options import TritonOptions
 from fastcnn.engines.triton.problem import ConvWeights
-from fastcnn.kernels import conv2d_bias_relu, conv2d_tma, pack_weight
+from fastcnn.kernels import Convolution, conv2d_bias_relu, conv2d_tma, pack_weight
 from fastcnn.kernels.convolution_configs import ConvConfig
 from fastcnn.kernels.tma_convolution_configs import TmaConfig
 from fastcnn.optimization import Builder
@@ -82,9 +82,9 @@ def test_a_network_is_as_exact_as_with_rounded_operands(tensor_cores):
 
 
 CASES = {
-    "triton": lambda *a: conv2d_bias_relu(*a, config=ConvConfig(16, 16, 16, 4, 2), input_precision="tf32"),
-    "split": lambda *a: conv2d_bias_relu(*a, split_k=2, config=ConvConfig(16, 16, 16, 4, 2), input_precision="tf32"),
-    "tma": lambda *a: conv2d_tma(*a, config=TmaConfig(16, 16, 0, 16, 4, 2), input_precision="tf32"),
+    "triton": lambda *a: conv2d_bias_relu(Convolution(*a), config=ConvConfig(16, 16, 16, 4, 2), input_precision="tf32"),
+    "split": lambda *a: conv2d_bias_relu(Convolution(*a), split_k=2, config=ConvConfig(16, 16, 16, 4, 2), input_precision="tf32"),
+    "tma": lambda *a: conv2d_tma(Convolution(*a), config=TmaConfig(16, 16, 0, 16, 4, 2), input_precision="tf32"),
 }
 
 
