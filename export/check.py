@@ -96,7 +96,13 @@ class FileCheck:
         """The report on what a runtime returned for `batches`."""
         expected = self.expected
         assert expected.eager is not None
-        wanted = replace(expected, slices=expected.slices[:-1], reference=expected.reference[:-1], eager=expected.eager[:-1])
+        wanted = replace(
+            expected,
+            slices=expected.slices[:-1],
+            reference=expected.reference[:-1],
+            eager=expected.eager[:-1],
+            ordinary=None if expected.ordinary is None else expected.ordinary[:-1],
+        )
         return compare(results, wanted, tolerance=self.options.tolerance, runtime=runtime)
 
     def golden(self) -> dict[str, Any]:

@@ -92,13 +92,6 @@ def refuse_safetensors(path: Path) -> None:
     raise FileFormatError(f"{path} holds weights only: `fastcnn export MODEL --weights {path.name}` makes a file that can be verified")
 
 
-def is_safetensors(path: Path) -> bool:
-    """Whether a file begins like one of the safetensors format, which is also that of `fastcnn.save`."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
-
-
 def _of_archive(path: Path, file: BinaryIO) -> tuple[str, str | None]:
     try:
         with zipfile.ZipFile(file) as archive:

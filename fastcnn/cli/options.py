@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -12,8 +11,7 @@ import typer
 
 from fastcnn.cores import usable_cores
 from fastcnn.errors import RequestError, WeightsError
-
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt")
+from fastcnn.weight_files import means_file
 
 
 class DatasetName(StrEnum):
@@ -63,7 +61,7 @@ def own_spelling(given: Any) -> Any:
 
 def existing_weights(given: str | None) -> None:
     """Raises WeightsError where --weights means a file that is not there: that is told before PyTorch is imported."""
-    if given is not None and (given.endswith(WEIGHT_SUFFIXES) or os.sep in given) and not Path(given).exists():
+    if given is not None and means_file(given) and not Path(given).exists():
         raise WeightsError(f"weight file {given} does not exist")
 
 

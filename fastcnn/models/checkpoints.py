@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastcnn.errors import RequestError, WeightsError
+from fastcnn.weight_files import is_safetensors
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def read_checkpoint(path: Path, weights_set: str | None = None, own: Collection[
         raise RequestError(f"the set of weights is {' or '.join(map(repr, WEIGHTS_SETS))}, not {weights_set!r}")
     if not path.is_file():
         raise WeightsError(f"weight file {path} does not exist" if not path.exists() else f"weight file {path} is not a file")
-    if is_safetensors(path):
+    if _is_safetensors(path):
         sets: dict[str, tuple[str, Mapping[str, Any]]] = {"plain": ("", _read_safetensors(path))}
     else:
         sets = _sets(_read_torch(path))
@@ -66,7 +67,7 @@ def read_checkpoint(path: Path, weights_set: str | None = None, own: Collection[
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file; empty for any other file."""
-    if not is_safetensors(path):
+    if not _is_safetensors(path):
         return {}
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -75,14 +76,16 @@ def read_metadata(path: Path) -> dict[str, str]:
         return {}  # reading the tensors will say what is wrong
 
 
-def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors does, with the length of a JSON object and the object; or, where it is cut off, is called so."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError:
-        return False
-    return start[8:] == b"{" or (path.suffix == ".safetensors" and not _is_pickled(start))
+def _is_safetensors(path: Path) -> bool:
+    """As it begins; or, where it is cut off, as it is called."""
+    if is_safetensors(path):
+        return True
+    return path.suffix == ".safetensors" and path.is_file() and not _is_pickled(_start_of(path))
+
+
+def _start_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(32)
 
 
 def _is_pickled(start: bytes) -> bool:
@@ -99,8 +102,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    with path.open("rb") as file:
-        start = file.read(32)
+    start = _start_of(path)
     if not _is_pickled(start):
         looks = f"it begins with {start[:16]!r}" if start else "it is empty"
         raise WeightsError(f"weight file {path} is truncated or damaged: {looks}, as neither safetensors nor a PyTorch checkpoint does")

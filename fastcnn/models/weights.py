@@ -22,11 +22,10 @@ from fastcnn.models.fit import check_fit
 from fastcnn.models.lineage import input_statistics, published_twin, with_transform_input
 from fastcnn.models.registry import ModelInfo, ModelSpec, model_spec
 from fastcnn.preprocessing import Preprocessing
+from fastcnn.weight_files import means_file
 
 _log = logging.getLogger(__name__)
 
-# A string that ends so means a file, even where there is none.
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 # The entry of a .safetensors file's metadata that describes its weights. One entry: safetensors writes several in random order.
 DESCRIPTION_KEY = "fastcnn.weights"
 
@@ -167,9 +166,7 @@ def _input_of(info: ModelInfo, source: WeightSource, state: Mapping[str, Tensor]
 
 def weights_name(source: str | os.PathLike[str]) -> str | None:
     """The name of published weights that `source` is, or None where it means a file."""
-    if not isinstance(source, str) or source.endswith(_SUFFIXES) or os.sep in source or Path(source).exists():
-        return None
-    return source
+    return source if isinstance(source, str) and not means_file(source) else None
 
 
 def shipped_weights(model: str, source: str | os.PathLike[str]) -> Path | None:

@@ -12,6 +12,7 @@ from fastcnn.errors import FileFormatError, RequestError
 from fastcnn.models.preprocessing_of import preprocessing_of
 from fastcnn.prediction.predictor import Predictor, agreed, check_shape, class_names
 from fastcnn.preprocessing import Preprocessing
+from fastcnn.weight_files import is_safetensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,8 +59,6 @@ def load_predictor(
             raise RequestError(f"{path} holds its weights already: give the name of a model to load others into")
         if not path.is_file():
             raise RequestError(f"{path} is a folder" if path.is_dir() else f"{path} does not exist")
-        from fastcnn.export.description import is_safetensors
-
         if path.suffix == ".safetensors" or is_safetensors(path):
             from fastcnn.prediction.modules import of_saved
 

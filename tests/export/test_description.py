@@ -15,8 +15,8 @@ import fastcnn
 from fastcnn.errors import FileFormatError, RequestError
 from fastcnn.export import read_metadata
 from fastcnn.export.container import read_container
-from fastcnn.export.description import is_safetensors
 from fastcnn.models import create_model
+from fastcnn.weight_files import is_safetensors
 
 
 @pytest.fixture(scope="module", params=EXPORTERS)

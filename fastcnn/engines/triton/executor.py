@@ -70,7 +70,7 @@ class Executor:
         self._network, self.device, self._dtype, self._options = network, device, target.dtype, options
         self.tf32, self._usual_batch = target.tf32, target.usual_batch
         self._chooser = Chooser(device, options, ChoiceStore(device, on_disk=options.use_cache))
-        self._weights = {step: ConvWeights(step, tf32=target.tf32 and target.dtype == torch.float32) for step in network.convolutions}
+        self._weights = {step: ConvWeights(step, tf32=target.tf32) for step in network.convolutions}
         self._programs: dict[int, Program] = {}
         self._ready: dict[int, _Ready] = {}
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)

@@ -5,30 +5,19 @@ import copy
 import pytest
 import torch
 
-from fastcnn.bench.peers.base import Peer, Prepared
+from fastcnn.bench.peers.base import Peer
 from fastcnn.bench.peers.subject import Subject
 from fastcnn.bench.peers.table import PEERS, select_peers
 from fastcnn.bench.records.rows import OUR_ROW, ROWS
 from fastcnn.errors import UnknownNameError
 
-COMPILED = ("torch_compile", "torch_compile_freezing")
-THREADS = 2
-
-
-def _prepared(name: str, subject: Subject, x: torch.Tensor) -> Prepared:
-    peer = PEERS[name]()
-    reason = peer.available()
-    if reason:
-        pytest.skip(reason)
-    torch.set_num_threads(THREADS)
-    with subject:
-        return peer.prepare(subject, x, THREADS)
+from .preparing import COMPILED, prepare_row
 
 
 @pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if "cpu" in peer.devices and name not in COMPILED])
 def test_row_computes_the_model_and_keeps_it_as_it_was(name: str, subject: Subject, x: torch.Tensor) -> None:
     before = copy.deepcopy(subject.model.state_dict())
-    prepared = _prepared(name, subject, x)
+    prepared = prepare_row(name, subject, x)
     with torch.inference_mode():
         torch.testing.assert_close(prepared.run(x), subject.model(x))
         first = prepared.run(x)

@@ -6,24 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from fastcnn.bench.peers.base import Prepared
 from fastcnn.bench.peers.subject import Subject
 from fastcnn.bench.peers.table import PEERS
 from fastcnn.bench.peers.torch import TorchCompile, TorchCompileFreezing
 from fastcnn.errors import BackendError
 
-COMPILED = ("torch_compile", "torch_compile_freezing")
-THREADS = 2
-
-
-def _prepared(name: str, subject: Subject, x: torch.Tensor) -> Prepared:
-    peer = PEERS[name]()
-    reason = peer.available()
-    if reason:
-        pytest.skip(reason)
-    torch.set_num_threads(THREADS)
-    with subject:
-        return peer.prepare(subject, x, THREADS)
+from .preparing import COMPILED, THREADS, prepare_row
 
 
 @pytest.mark.slow
@@ -32,7 +20,7 @@ def test_compiled_row_computes_the_model_and_leaves_the_switches(name: str, subj
     import torch._inductor.config as inductor
 
     before = inductor.freezing
-    prepared = _prepared(name, subject, x)
+    prepared = prepare_row(name, subject, x)
     assert inductor.freezing == before
     with torch.inference_mode():
         torch.testing.assert_close(prepared.run(x), subject.model(x))

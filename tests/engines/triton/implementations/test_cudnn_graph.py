@@ -30,26 +30,11 @@ from fastcnn.engines.triton.tuning import Chooser
 from fastcnn.errors import BackendError
 
 from ..problems import CPU, step_of, weights_of
+from ..problems import PROBLEM as ANY_PROBLEM
 
 CUDA = torch.device("cuda", 0)
-PROBLEM = ConvProblem(
-    dtype=torch.float16,
-    batch=2,
-    in_channels=8,
-    height=7,
-    width=5,
-    out_channels=16,
-    kernel=(3, 1),
-    stride=(1, 1),
-    padding=(1, 0),
-    dilation=(1, 1),
-    groups=1,
-    bias=True,
-    relu=True,
-    residual=False,
-    in_pitch=24,
-    pieces=(16,),
-    out_pitches=(40,),
+PROBLEM = dataclasses.replace(
+    ANY_PROBLEM, dtype=torch.float16, in_channels=8, out_channels=16, in_pitch=24, pieces=(16,), out_pitches=(40,), concats=()
 )
 TORCH_TYPES = {"HALF": torch.float16, "BFLOAT16": torch.bfloat16, "FLOAT": torch.float32}
 
