@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -61,8 +62,7 @@ class OptimizedModule(nn.Module):
         self._pack = packer(source.graph.output_spec)
         self._device, self._sizes = source.target.device, tuple(source.graph.input_shape[1:])
         self._input_dtype = lowered.input_dtype or source.target.dtype
-        self._run_array = lowered.run_array
-        self._array_dtype = torch.empty(0, dtype=self._input_dtype).numpy().dtype if self._run_array is not None else None
+        self._run_arrays = _array_runner(lowered, self._input_dtype, self._sizes) if lowered.run_array is not None else None
         self._plan: Plan | None = None
         self._warned = False
         self.training = False
@@ -107,10 +107,10 @@ class OptimizedModule(nn.Module):
         Raises:
             InputError: wrong rank, size, dtype or device.
         """
-        # A small network takes tens of microseconds, and after it the caches are cold: each call of PyTorch here costs one to five more.
-        array = self._as_array(x)
-        if array is not None and self._run_array is not None:
-            return self._pack([_in_dtype(torch.from_numpy(result), x.dtype) for result in self._run_array(array)])
+        if self._run_arrays is not None:
+            outputs = self._run_arrays(x)
+            if outputs is not None:
+                return self._pack(outputs)
         self._check(x)
         if torch.is_autocast_enabled(self._device.type):
             with torch.autocast(self._device.type, enabled=False):
@@ -118,21 +118,6 @@ class OptimizedModule(nn.Module):
         value = x.detach() if self.lowered.converts else x.detach().to(self._input_dtype)
         outputs = self.lowered.run(value) if self._is_ordinary(value) else self._run_plainly(value.to(self.dtype))
         return self._pack([_in_dtype(output, x.dtype) for output in outputs])
-
-    def _as_array(self, x: Tensor) -> NDArray[Any] | None:
-        """The input as an array, of an engine that takes arrays; None for all but ordinary values of the right shape, dtype and device.
-
-        What is None goes the long way. Nothing of PyTorch's computes on an array, so that autocast does not matter.
-        """
-        if self._run_array is None or type(x) is not Tensor:
-            return None
-        try:
-            array = x.numpy()
-        except (TypeError, RuntimeError):  # on another device, a dtype that NumPy lacks, or part of an autograd graph
-            return None
-        if array.dtype is not self._array_dtype or array.shape[1:] != self._sizes or not array.size:
-            return None
-        return array if self.lowered.propagates_nan or _is_ordinary_array(array) else None
 
     def _check(self, x: Tensor) -> None:
         expected = self.source.graph.input_shape
@@ -205,6 +190,32 @@ class OptimizedModule(nn.Module):
         """Model, backend, dtype and input shape, for `print(module)`."""
         name = self.source.graph.info.get("name", "")
         return f"{name}, backend={self.backend}, dtype={self.dtype}, input={tuple(self.source.graph.input_shape)}"
+
+
+def _array_runner(lowered: Lowered, dtype: torch.dtype, sizes: tuple[int | None, ...]) -> Callable[[Any], list[Tensor] | None]:
+    """The way through an engine that takes arrays, for ordinary values of the right shape, dtype and device.
+
+    It returns None for all else, which goes the long way. Nothing of PyTorch's computes on an array, so that autocast does not matter.
+    A small network takes tens of microseconds, and after it the caches are cold: each call of PyTorch's costs five to eight more, each attribute
+    and function call of Python's a part of one. Hence two of the former, and a closure.
+    """
+    run, propagates_nan = lowered.run_array, lowered.propagates_nan
+    assert run is not None
+    to_array, from_array, is_ordinary = Tensor.numpy, torch.from_numpy, _is_ordinary_array
+    of_dtype = torch.empty(0, dtype=dtype).numpy().dtype
+
+    def run_arrays(x: Any) -> list[Tensor] | None:
+        if type(x) is not Tensor:
+            return None
+        try:
+            array = to_array(x)
+        except (TypeError, RuntimeError):  # on another device, a dtype that NumPy lacks, or part of an autograd graph
+            return None
+        if array.dtype is of_dtype and array.shape[1:] == sizes and array.size and (propagates_nan or is_ordinary(array)):
+            return [_in_dtype(from_array(result), dtype) for result in run(array)]
+        return None
+
+    return run_arrays
 
 
 def _in_dtype(output: Tensor, dtype: torch.dtype) -> Tensor:
