@@ -9,16 +9,21 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from typing import Any
 
 import onnx
 import torch
+from torch import fx
 
 from fastcnn.errors import RequestError
 from fastcnn.export.lowering import default_output_names, dynamic_sizes, example_for
 from fastcnn.export.opsets import WRITTEN, drop_allowzero, lowest_opset, to_opset
+from fastcnn.export.program import to_program
 from fastcnn.graph.capture import tracing
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.plan import op_name
+
+log = logging.getLogger(__name__)
 
 # protobuf's limit for one message.
 _LARGEST = 2**31 - 1
@@ -59,22 +64,23 @@ def lower_to_onnx(
 
 
 def _to_onnx(captured: CapturedGraph, opset: int, batch_size: int | None, outputs: list[str]) -> onnx.ModelProto:
-    try:
-        with tracing(), torch.no_grad(), _quiet():
-            program = torch.onnx.export(
-                captured.module.eval(),
-                (example_for(captured, batch_size),),
-                dynamo=True,
-                dynamic_shapes=dynamic_sizes(captured, batch_size),
-                opset_version=opset,
-                input_names=["input"],
-                output_names=outputs,
-                verbose=False,
-            )
-    except Exception as error:  # the exporter's own exceptions are private to PyTorch
-        raise RequestError(f"{captured.info['name']} cannot be lowered to ONNX: {_describe(error)}") from error
-    assert program is not None
-    return program.model_proto
+    sizes = dynamic_sizes(captured, batch_size)
+
+    def export(graph: torch.export.ExportedProgram | fx.GraphModule, *example: torch.Tensor) -> onnx.ModelProto:
+        options: dict[str, Any] = {"opset_version": opset, "input_names": ["input"], "output_names": outputs, "verbose": False}
+        program = torch.onnx.export(graph, example, dynamo=True, dynamic_shapes=sizes, **options)
+        assert program is not None
+        return program.model_proto
+
+    with tracing(), torch.no_grad(), _quiet():
+        try:
+            return export(to_program(captured, batch_size))
+        except Exception as error:  # PyTorch's, of any kind
+            log.debug("%s is traced again for ONNX: %s", captured.info["name"], error)
+        try:
+            return export(captured.module.eval(), example_for(captured, batch_size))
+        except Exception as error:  # the exporter's own exceptions are private to PyTorch
+            raise RequestError(f"{captured.info['name']} cannot be lowered to ONNX: {_describe(error)}") from error
 
 
 @contextmanager
