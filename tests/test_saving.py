@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -29,7 +30,9 @@ AVAILABLE = tuple(name for name in CPU_BACKENDS if available_backends()[name] is
 IMAGE = images(3, 1, 28, 28)
 
 
+@functools.cache
 def _optimize(backend="torch", **options):
+    """One module for all tests: none of them changes it."""
     return fastcnn.optimize(randomize_weights(fastcnn.create_model("residual_mnist")), IMAGE, backend=backend, check=False, **options)
 
 
@@ -116,7 +119,7 @@ def test_saving_what_was_loaded_gives_the_same_bytes(saved, tmp_path):
     again = fastcnn.save(fastcnn.load(saved), tmp_path / "again.fastcnn")
 
     assert again.read_bytes() == saved.read_bytes()
-    assert fastcnn.save(_optimize(), tmp_path / "anew.fastcnn").read_bytes() == saved.read_bytes()
+    assert fastcnn.save(_optimize.__wrapped__(), tmp_path / "anew.fastcnn").read_bytes() == saved.read_bytes()
 
 
 def test_state_dict_shares_nothing_with_the_running_module(saved):
@@ -356,7 +359,7 @@ def test_only_optimized_modules_can_be_saved(tmp_path):
 
 
 def test_graph_with_something_that_has_no_plain_form(tmp_path):
-    module = _optimize()
+    module = _optimize.__wrapped__()
     next(module.source.graph.calls()).target = print
 
     with pytest.raises(RequestError, match=r"this residual_mnist cannot be saved: .* is no ATen operation"):

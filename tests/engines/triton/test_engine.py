@@ -59,6 +59,32 @@ def small_dense(s, x: Tensor) -> Tensor:
     return s.fc(F.adaptive_avg_pool2d(y, 1).flatten(1))
 
 
+def inception_block(s, x: Tensor, prefix: str) -> Tensor:
+    one, five, three, pooled = (s.get_submodule(f"{prefix}_{branch}") for branch in ("one", "five", "three", "pool"))
+    return torch.cat([one(x), five(x), three(x), pooled(F.avg_pool2d(x, 3, 1, 1))], 1)
+
+
+def small_inception(s, x: Tensor) -> Tensor:
+    """The blocks of inception_mnist, with a few channels."""
+    x = inception_block(s, F.relu(F.max_pool2d(s.stem(x), 2)), "a")
+    return s.fc(inception_block(s, F.relu(F.max_pool2d(s.between(x), 2)), "b").flatten(1))
+
+
+def branches(prefix: str, channels: int) -> dict[str, nn.Module]:
+    return {
+        f"{prefix}_one": nn.Conv2d(channels, 2, 1),
+        f"{prefix}_five": nn.Sequential(nn.Conv2d(channels, 2, 1), nn.Conv2d(2, 3, 5, padding=2)),
+        f"{prefix}_three": nn.Sequential(nn.Conv2d(channels, 2, 1), nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)),
+        f"{prefix}_pool": nn.Conv2d(channels, 3, 1),
+    }
+
+
+def make_small_inception() -> nn.Module:
+    """For pictures of 1×14×14."""
+    parts = {"stem": nn.Conv2d(1, 4, 3), "between": nn.Conv2d(11, 6, 3), "fc": nn.Linear(44, 5)}
+    return net(small_inception, **parts, **branches("a", 4), **branches("b", 6))
+
+
 def residual(s, x: Tensor) -> Tensor:
     y = F.relu(s.bn(s.stem(x)))
     z = F.relu(s.c2(F.relu(s.c1(y))) + y)
@@ -77,7 +103,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "inception_mnist": (lambda: fastcnn.create_model("inception_mnist"), (1, 28, 28)),
     "residual_mnist": (lambda: fastcnn.create_model("residual_mnist"), (1, 28, 28)),
     "inception_v3, 1/16": (lambda: narrow(fastcnn.create_model("inception_v3", aux_logits=False), 16), (3, 79, 83)),
-    "googlenet_cifar10": (lambda: fastcnn.create_model("googlenet_cifar10"), (3, 32, 32)),
+    "googlenet_cifar10, 1/8": (lambda: narrow(fastcnn.create_model("googlenet_cifar10", num_classes=1000), 8), (3, 32, 32)),
     "squeezenet1_1, 1/8": (lambda: narrow(fastcnn.create_model("squeezenet1_1", num_classes=1000), 8), (3, 47, 47)),
     "dense": (
         lambda: net(
@@ -121,20 +147,21 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
         (3, 17, 15),
     ),
 }
-SLOW = ("googlenet_cifar10",)
+# Each picture costs the interpreter a second or two.
+LARGE = ("inception_mnist", "residual_mnist", "inception_v3, 1/16", "googlenet_cifar10, 1/8", "squeezenet1_1, 1/8")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NETWORKS])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name):
+    """Built for one number of pictures, and called with another."""
     make, shape = NETWORKS[name]
     model = randomize_weights(make())
-    # Each batch costs the interpreter minutes where the network is a large one.
-    fast = build(model, images(1 if name in SLOW else 2, *shape))
+    built, called = (1, 2) if name in LARGE else (2, 3)
+    fast = build(model, images(built, *shape))
     poison(fast)
 
     assert fast.backend == "triton"
-    if name not in SLOW:
-        fastcnn.verify(fast, model, images(1, *shape, seed=1), batch_sizes=(3,)).require(name)
+    fastcnn.verify(fast, model, images(1, *shape, seed=1), batch_sizes=(called,)).require(name)
     kernels = [row.kernel for row in fast.plan.rows if row.op in ("conv2d", "fused_conv2d") and row.kernel != "aten::conv2d"]
     assert len(kernels) >= 3
     assert all(kernel.startswith("triton") for kernel in kernels)
@@ -153,8 +180,8 @@ def test_networks(name):
     ids=["grouped", "library", "library, nothing moved", "concat copied", "library, concat copied", "grouped, nothing merged"],
 )
 def test_every_technique_can_be_left_out(options):
-    model = randomize_weights(fastcnn.create_model("inception_mnist"))
-    x = images(2, 1, 28, 28)
+    model = randomize_weights(make_small_inception())
+    x = images(2, 1, 14, 14)
     fast = build(model, x, options)
     poison(fast)
     with count_launches() as launches:
@@ -273,9 +300,8 @@ def test_threads(small):
 
 
 def test_plan_tells_kernels_launches_and_memory():
-    model = randomize_weights(fastcnn.create_model("inception_mnist"))
-    fast = build(model, images(2, 1, 28, 28), TritonOptions(use_cache=False, grouped="always"))
-    fast(images(2, 1, 28, 28))
+    fast = build(randomize_weights(make_small_inception()), images(2, 1, 14, 14), TritonOptions(use_cache=False, grouped="always"))
+    fast(images(2, 1, 14, 14))
     plan = fast.plan
     concats = [row for row in plan.rows if row.op == "cat"]
 
