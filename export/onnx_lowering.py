@@ -20,6 +20,7 @@ from fastcnn.export.lowering import default_output_names, dynamic_sizes, example
 from fastcnn.export.opsets import WRITTEN, drop_allowzero, lowest_opset, to_opset
 from fastcnn.export.program import to_program
 from fastcnn.export.standard_forms import in_standard_forms
+from fastcnn.export.standard_pools import spell_out_ceil_mode
 from fastcnn.graph.capture import tracing
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.plan import op_name
@@ -52,6 +53,7 @@ def lower_to_onnx(
     model = _to_onnx(captured, written, batch_size, outputs)
     _name_nodes(model.graph, captured)
     _name_constants(model.graph, captured)
+    spell_out_ceil_mode(model.graph)
     _strip(model)
     _check_standard(model, name)
     versions = {entry.domain: entry.version for entry in model.opset_import}

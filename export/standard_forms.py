@@ -10,7 +10,6 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
 
 from fastcnn.export.standard_pools import adaptive_average_pool, adaptive_max_pool, average_pool, max_pool
@@ -35,13 +34,19 @@ def in_standard_forms(captured: CapturedGraph) -> CapturedGraph:
 def _joined_clamp(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
     """A clamp of a clamp is a clamp: both runtimes' optimizers mistake one that is wholly below zero and a ReLU behind it."""
     inner = node.args[0]
-    if not isinstance(inner, fx.Node) or inner.target not in _BOUNDS or "dtype" not in inner.meta or inner.meta["dtype"] != node.meta["dtype"]:
+    low, high = _BOUNDS[node.target](arguments(node))
+    if not isinstance(inner, fx.Node) or inner.meta["dtype"] != node.meta["dtype"] or not node.meta["dtype"].is_floating_point:
         return None
-    (low, high), first = _BOUNDS[node.target](arguments(node)), _BOUNDS[inner.target](arguments(inner))
-    if not all(isinstance(bound, (int, float)) for bound in (low, high, *first)):
-        return None
-    bounds = [min(max(bound, low), high) for bound in (min(first), first[1])]
-    return captured.call(aten.clamp.default, (inner.args[0], *(bound if math.isfinite(bound) else None for bound in bounds)), before=node, like=node)
+    if inner.target not in _BOUNDS:
+        # PyTorch's exporter takes no integer beside a fraction.
+        return _clamp(captured, node, inner, low, high) if type(low) is not type(high) and node.target is aten.clamp.default else None
+    first = _BOUNDS[inner.target](arguments(inner))
+    return _clamp(captured, node, inner.args[0], *(min(max(bound, low), high) for bound in (min(first), first[1])))
+
+
+def _clamp(captured: CapturedGraph, node: fx.Node, source: Any, low: float, high: float) -> fx.Node:
+    bounds = [float(bound) if math.isfinite(bound) else None for bound in (low, high)]
+    return captured.call(aten.clamp.default, (source, *bounds), before=node, like=node)
 
 
 def _or(bound: Any, default: float) -> Any:
@@ -138,6 +143,23 @@ def _hypotenuse(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
     return captured.call(aten.sqrt.default, (total,), before=node, like=node)
 
 
+def _log_sum_exp(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
+    """Less its maximum, as PyTorch computes it; the exporter hands the axes on in a form that OpenVINO does not take."""
+    values = arguments(node)
+    source, axes = values["self"], list(values["dim"])
+    shape = list(source.meta["shape"])
+    for axis in axes:
+        shape[axis] = 1
+    kept = tuple(shape)
+    largest = captured.call(aten.amax.default, (source, axes, True), before=node, like=node, shape=kept)
+    smaller = captured.call(aten.sub.Tensor, (source, largest), before=node, like=node, shape=source.meta["shape"])
+    exponentials = captured.call(aten.exp.default, (smaller,), before=node, like=smaller)
+    total = captured.call(aten.sum.dim_IntList, (exponentials, axes, True), before=node, like=largest)
+    logarithm = captured.call(aten.log.default, (total,), before=node, like=largest)
+    result = captured.call(aten.add.Tensor, (logarithm, largest), before=node, like=largest)
+    return result if values["keepdim"] else captured.call(aten.squeeze.dims, (result, axes), before=node, like=node)
+
+
 def _median(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
     """The lower one of the two in the middle, as PyTorch has it; where the index is read too, it stays."""
     values = arguments(node)
@@ -161,6 +183,7 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten.pad.default: _circular_padding,
     aten._pad_circular.default: _circular_padding,
     aten.hypot.default: _hypotenuse,
+    aten.logsumexp.default: _log_sum_exp,
     aten.median.dim: _median,
     **dict.fromkeys(_BOUNDS, _joined_clamp),
     aten.rrelu.default: _mean_slope,

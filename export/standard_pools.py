@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, fx
 
@@ -32,7 +34,8 @@ def average_pool(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
     kernel, padding = _each(values["kernel_size"], rank), _each(values["padding"], rank)
     stride = _each(values["stride"], rank) if values["stride"] else kernel
     divisor, counts_padding = values.get("divisor_override"), values["count_include_pad"]
-    ends = [max(0, (out - 1) * step + size - before - side) for out, step, size, before, side in zip(result, stride, kernel, padding, sizes, strict=True)]
+    reaches = [(out - 1) * step + size for out, step, size in zip(result, stride, kernel, strict=True)]
+    ends = [max(0, reach - before - side) for reach, before, side in zip(reaches, padding, sizes, strict=True)]
     beyond = [end > before for end, before in zip(ends, padding, strict=True)]
     if divisor is None and not any(beyond):
         return _without_ceil(captured, node, _AVERAGES) if values["ceil_mode"] else None
@@ -44,14 +47,13 @@ def average_pool(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
     pooled = captured.call(_AVERAGES[rank + 2], (padded, list(kernel), list(stride)), before=node, like=node)
     factors = torch.ones((), dtype=torch.float64)
     for axis in range(rank):
-        taken = divisor is not None
-        counted = [1.0] * result[axis] if taken else _counted(axis, sizes, result, kernel, stride, padding, counts_padding)
-        along = torch.tensor([kernel[axis] / count for count in counted], dtype=torch.float64)
-        factors = factors * along.reshape(-1, *[1] * (rank - 1 - axis))
-    if divisor is not None:
-        factors = factors / divisor
-    if bool((factors == factors.flatten()[0]).all()):
-        return pooled if float(factors.flatten()[0]) == 1 else captured.call(aten.mul.Tensor, (pooled, float(factors.flatten()[0])), before=node, like=node)
+        windows = _counted(axis, sizes, result, kernel, stride, padding, counts_padding)
+        counted = [kernel[axis] / (count if divisor is None else 1) for count in windows]
+        factors = factors * torch.tensor(counted, dtype=torch.float64).reshape(-1, *[1] * (rank - 1 - axis))
+    factors = factors / (divisor or 1)
+    factor = float(factors.flatten()[0])
+    if bool((factors == factor).all()):
+        return pooled if factor == 1 else captured.call(aten.mul.Tensor, (pooled, factor), before=node, like=node)
     constant = captured.add_constant(f"{node.meta.get('path') or node.name}.share", factors.to(node.meta["dtype"]), before=node)
     return captured.call(aten.mul.Tensor, (pooled, constant), before=node, like=node)
 
@@ -84,10 +86,53 @@ def _without_ceil(captured: CapturedGraph, node: fx.Node, pools: dict[int, Any])
         for side, before, step_between, size, step in zip(sizes, padding, dilation, kernel, stride, strict=True)
     )
     if floors != tuple(result):
-        return None
+        return _padded_maximum(captured, node, kernel, stride, padding, dilation) if pools is _MAXIMA and max(dilation) > 1 else None
     changed = {**values, "ceil_mode": False}
     order = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     return captured.call(node.target, tuple(changed[name] for name in order), before=node, like=node)  # type: ignore[arg-type]
+
+
+def _padded_maximum(
+    captured: CapturedGraph, node: fx.Node, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
+) -> fx.Node:
+    """A dilated window may reach further beyond the picture than `spell_out_ceil_mode` can say: explicit padding with what no maximum takes."""
+    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    sizes, result = source.meta["shape"][2:], node.meta["shape"][2:]
+    edges: list[int] = []
+    for axis in reversed(range(len(sizes))):
+        reach = (result[axis] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
+        edges += [padding[axis], max(0, reach - sizes[axis] - padding[axis])]
+    shape = (*source.meta["shape"][:2], *(side + edges[-2 * axis - 2] + edges[-2 * axis - 1] for axis, side in enumerate(sizes)))
+    padded = captured.call(aten.pad.default, (source, edges, "constant", -math.inf), before=node, like=node, shape=shape)
+    args = (padded, list(kernel), list(stride), [0] * len(sizes), list(dilation))
+    return captured.call(_MAXIMA[len(sizes) + 2], args, before=node, like=node)
+
+
+def spell_out_ceil_mode(graph: onnx.GraphProto) -> None:
+    """The sizes of max pools in ceil mode as padding at their ends, in place: OpenVINO keeps last windows that PyTorch drops.
+
+    A maximum does not see padding. Pools over free sides stay as they are.
+    """
+    shapes = {
+        value.name: [size.dim_value if size.HasField("dim_value") else None for size in value.type.tensor_type.shape.dim]
+        for value in (*graph.value_info, *graph.input, *graph.output)
+    }
+    for node in graph.node:
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type != "MaxPool" or "ceil_mode" not in attributes or attributes["ceil_mode"].i == 0:
+            continue
+        sizes, result = (shapes.get(name, [])[2:] for name in (node.input[0], node.output[0]))
+        if not sizes or None in sizes or None in result or "pads" not in attributes:
+            continue
+        kernel, pads = list(attributes["kernel_shape"].ints), list(attributes["pads"].ints)
+        strides, dilations = (list(attributes[name].ints) if name in attributes else [1] * len(kernel) for name in ("strides", "dilations"))
+        for axis, (size, out) in enumerate(zip(sizes, result, strict=True)):
+            window = dilations[axis] * (kernel[axis] - 1) + 1
+            pads[axis + len(kernel)] = max(0, (out - 1) * strides[axis] + window - size - pads[axis])
+        if any(pad >= size for pad, size in zip(pads, kernel * 2, strict=True)):
+            continue  # ONNX Runtime wants less padding than window, dilated or not
+        attributes["ceil_mode"].i = 0
+        attributes["pads"].ints[:] = pads
 
 
 def adaptive_average_pool(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
@@ -142,5 +187,6 @@ def _largest_of_windows(captured: CapturedGraph, source: fx.Node, axis: int, win
     index = captured.add_constant(f"{like.meta.get('path') or like.name}.windows", windows.flatten(), before=like)
     spread = [*shape[:axis], out * longest, *shape[axis + 1 :]]
     taken = captured.call(aten.index_select.default, (source, axis, index), before=like, like=like, shape=tuple(spread))
-    apart = captured.call(aten.unflatten.int, (taken, axis, [out, longest]), before=like, like=like, shape=(*shape[:axis], out, longest, *shape[axis + 1 :]))
+    unfolded = (*shape[:axis], out, longest, *shape[axis + 1 :])
+    apart = captured.call(aten.unflatten.int, (taken, axis, [out, longest]), before=like, like=like, shape=unfolded)
     return captured.call(aten.amax.default, (apart, [axis + 1]), before=like, like=like, shape=(*shape[:axis], out, *shape[axis + 1 :]))

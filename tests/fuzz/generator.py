@@ -6,8 +6,8 @@ import copy
 from dataclasses import replace
 from random import Random
 
-import fuzz.pointwise_operations  # noqa: F401 enters its operations
-import fuzz.shape_operations  # noqa: F401
+import fuzz.pointwise_operations
+import fuzz.shape_operations
 import fuzz.spatial_operations  # noqa: F401
 import torch
 from fuzz.network import Network, NoNetworkError, Recipe, Step, Workbench, assemble, pictures

@@ -21,10 +21,8 @@ def concat(dice: Random, shape: Shape) -> Draft:
 @operation(4, weight=2)
 def inception(dice: Random, shape: Shape) -> Draft:
     pool = dice.choice(["F.avg_pool2d({0}, 3, 1, 1)", "F.max_pool2d({0}, 3, 1, 1)", "F.avg_pool2d({0}, 3, 1, 1, count_include_pad=False)"])
-    return Draft(
-        f"torch.cat([{{m}}[0]({{0}}), {{m}}[1]({{0}}), {{m}}[2]({pool})], 1)",
-        f"nn.ModuleList([nn.Conv2d({{c}}, {dice.randint(1, 4)}, 1), nn.Conv2d({{c}}, {dice.randint(1, 4)}, 3, padding=1), nn.Conv2d({{c}}, {dice.randint(1, 4)}, 1)])",
-    )
+    branches = [f"nn.Conv2d({{c}}, {dice.randint(1, 4)}, {kernel})" for kernel in ("1", "3, padding=1", "1")]
+    return Draft(f"torch.cat([{{m}}[0]({{0}}), {{m}}[1]({{0}}), {{m}}[2]({pool})], 1)", f"nn.ModuleList([{', '.join(branches)}])")
 
 
 @operation(2, 3, 4)
@@ -60,9 +58,20 @@ def slicing(dice: Random, shape: Shape) -> Draft:
     return Draft(
         dice.choice(
             [
-                *(f"{{0}}[:, :, {top}:, {left}:]", "{0}[:, :, ::2, ::2]", "{0}[:, :, 1:-1, 1:-1]", "{0}[..., :-1]", f"{{0}}[:, :{max(1, channels - 1)}]"),
-                *("{0}[:, -1:]", "{0}[:, ::2]", "{0}[:, [0, 0, -1]]", "{0}.narrow(1, 0, 1)", "{0}.index_select(1, torch.tensor([0, 0]))", "{0}[:, 0, None]"),
-                *("torch.cat([{0}[:, :, 0::2, :], {0}[:, :, 1::2, :]][:1], 1)", "{0}.select(1, 0).unsqueeze(1)", "{0}[:, None, 0]"),
+                f"{{0}}[:, :, {top}:, {left}:]",
+                "{0}[:, :, ::2, ::2]",
+                "{0}[:, :, 1:-1, 1:-1]",
+                "{0}[..., :-1]",
+                f"{{0}}[:, :{max(1, channels - 1)}]",
+                "{0}[:, -1:]",
+                "{0}[:, ::2]",
+                "{0}[:, [0, 0, -1]]",
+                "{0}.narrow(1, 0, 1)",
+                "{0}.index_select(1, torch.tensor([0, 0]))",
+                "{0}[:, 0, None]",
+                "torch.cat([{0}[:, :, 0::2, :], {0}[:, :, 1::2, :]][:1], 1)",
+                "{0}.select(1, 0).unsqueeze(1)",
+                "{0}[:, None, 0]",
             ]
         )
     )
@@ -100,8 +109,15 @@ def flatten(dice: Random, shape: Shape) -> Draft:
     return Draft(
         dice.choice(
             [
-                *("{0}.flatten(1)", "torch.flatten({0}, 1)", "{0}.view({0}.size(0), -1)", "{0}.reshape({0}.shape[0], -1)", "{0}.view(-1, {size})"),
-                *("{0}.flatten(2)", "{0}.flatten(2).transpose(1, 2)", "{0}.reshape({0}.shape[0], {c}, -1)", "{0}.view(-1, {c}, {h} * {w})"),
+                "{0}.flatten(1)",
+                "torch.flatten({0}, 1)",
+                "{0}.view({0}.size(0), -1)",
+                "{0}.reshape({0}.shape[0], -1)",
+                "{0}.view(-1, {size})",
+                "{0}.flatten(2)",
+                "{0}.flatten(2).transpose(1, 2)",
+                "{0}.reshape({0}.shape[0], {c}, -1)",
+                "{0}.view(-1, {c}, {h} * {w})",
             ]
         )
     )
@@ -119,9 +135,20 @@ def other_reduction(dice: Random, shape: Shape) -> Draft:
     return Draft(
         dice.choice(
             [
-                *("{0}.max(1).values", "{0}.min(-1)[0]", "{0}.std(1, unbiased=False, keepdim=True)", "{0}.var((1, 2))", "{0}.norm(dim=1, keepdim=True)"),
-                *("torch.logsumexp({0}, 1)", "{0}.cumsum(1)", "torch.linalg.vector_norm({0}, dim=(1, 2)).unsqueeze(1)", "{0}.prod(-1)", "{0}.topk(1, dim=1)[0]"),
-                *("{0}.sort(-1)[0]", "{0}.median(-1)[0]", "torch.var_mean({0}, 1)[1]", "{0}.abs().sum(1, keepdim=True)"),
+                "{0}.max(1).values",
+                "{0}.min(-1)[0]",
+                "{0}.std(1, unbiased=False, keepdim=True)",
+                "{0}.var((1, 2))",
+                "{0}.norm(dim=1, keepdim=True)",
+                "torch.logsumexp({0}, 1)",
+                "{0}.cumsum(1)",
+                "torch.linalg.vector_norm({0}, dim=(1, 2)).unsqueeze(1)",
+                "{0}.prod(-1)",
+                "{0}.topk(1, dim=1)[0]",
+                "{0}.sort(-1)[0]",
+                "{0}.median(-1)[0]",
+                "torch.var_mean({0}, 1)[1]",
+                "{0}.abs().sum(1, keepdim=True)",
             ]
         )
     )
@@ -129,12 +156,18 @@ def other_reduction(dice: Random, shape: Shape) -> Draft:
 
 @operation(3)
 def to_picture(dice: Random, shape: Shape) -> Draft:
-    return Draft(dice.choice(["{0}.unsqueeze(1)", "{0}[:, :, :, None]", "{0}.unsqueeze(-1)", "{0}.transpose(1, 2)", "{0}.mean(2)", "{0}.flatten(1)", "{0}[:, 0]"]))
+    return Draft(
+        dice.choice(
+            ["{0}.unsqueeze(1)", "{0}[:, :, :, None]", "{0}.unsqueeze(-1)", "{0}.transpose(1, 2)", "{0}.mean(2)", "{0}.flatten(1)", "{0}[:, 0]"]
+        )
+    )
 
 
 @operation(2)
 def to_map(dice: Random, shape: Shape) -> Draft:
-    return Draft(dice.choice(["{0}[:, :, None, None]", "{0}.unsqueeze(1)", "{0}.view(-1, {c}, 1, 1)", "{0}.unsqueeze(-1)", "{0}.reshape({0}.size(0), 1, -1)"]))
+    return Draft(
+        dice.choice(["{0}[:, :, None, None]", "{0}.unsqueeze(1)", "{0}.view(-1, {c}, 1, 1)", "{0}.unsqueeze(-1)", "{0}.reshape({0}.size(0), 1, -1)"])
+    )
 
 
 @operation(4)
@@ -147,9 +180,16 @@ def written_in_place(dice: Random, shape: Shape) -> Draft:
     return Draft(
         dice.choice(
             [
-                *("{0}.relu_()\n{out} = {0}", "{0}.add_(1)\n{out} = {0} * 2", "{out} = {0}.clone().mul_(0.5)", "F.relu_({0})\n{out} = {0} + 1"),
-                *("{0}.mul_(0.5).add_(0.25)\n{out} = {0}", "{0}.clamp_(min=-0.5)\n{out} = {0}.sigmoid()", "{out} = {0} * 2\n{out} += {0}\n{out} -= 1"),
-                *("{out} = {0} + 0\n{out}.neg_()", "{out} = F.hardtanh_({0} * 2, -1.0, 1.0)", "{out} = {0}.tanh()\n{0}.zero_()"),
+                "{0}.relu_()\n{out} = {0}",
+                "{0}.add_(1)\n{out} = {0} * 2",
+                "{out} = {0}.clone().mul_(0.5)",
+                "F.relu_({0})\n{out} = {0} + 1",
+                "{0}.mul_(0.5).add_(0.25)\n{out} = {0}",
+                "{0}.clamp_(min=-0.5)\n{out} = {0}.sigmoid()",
+                "{out} = {0} * 2\n{out} += {0}\n{out} -= 1",
+                "{out} = {0} + 0\n{out}.neg_()",
+                "{out} = F.hardtanh_({0} * 2, -1.0, 1.0)",
+                "{out} = {0}.tanh()\n{0}.zero_()",
             ]
         )
     )
@@ -160,10 +200,18 @@ def written_into_a_view(dice: Random, shape: Shape) -> Draft:
     return Draft(
         dice.choice(
             [
-                *("{0}[:, :1].relu_()\n{out} = {0}", "{0}[:, 0] = 0.5\n{out} = {0}", "{0}[:, -1] *= 2\n{out} = {0} - 1", "{0}.select(1, 0).add_(1)\n{out} = {0}"),
-                *("{out} = {0}.clone()\n{out}[:, :1] = {0}[:, -1:] * 2", "{out} = torch.zeros_like({0})\n{out}[:, 0] = {0}[:, 0]", "{0}.flatten(1).mul_(0.5)\n{out} = {0}"),
-                *("{0}.view({0}.shape[0], -1)[:, :2] = 0\n{out} = {0}", "{out} = {0} * 1\n{out}[..., 0].copy_({0}[..., -1])", "{0}.chunk(2, 1)[0].neg_()\n{out} = {0}"),
-                *("{0}.transpose(1, -1)[:, 0].fill_(0.25)\n{out} = {0}", "{0}.split(1, 1)[0].exp_().clamp_(max=2)\n{out} = {0}"),
+                "{0}[:, :1].relu_()\n{out} = {0}",
+                "{0}[:, 0] = 0.5\n{out} = {0}",
+                "{0}[:, -1] *= 2\n{out} = {0} - 1",
+                "{0}.select(1, 0).add_(1)\n{out} = {0}",
+                "{out} = {0}.clone()\n{out}[:, :1] = {0}[:, -1:] * 2",
+                "{out} = torch.zeros_like({0})\n{out}[:, 0] = {0}[:, 0]",
+                "{0}.flatten(1).mul_(0.5)\n{out} = {0}",
+                "{0}.view({0}.shape[0], -1)[:, :2] = 0\n{out} = {0}",
+                "{out} = {0} * 1\n{out}[..., 0].copy_({0}[..., -1])",
+                "{0}.chunk(2, 1)[0].neg_()\n{out} = {0}",
+                "{0}.transpose(1, -1)[:, 0].fill_(0.25)\n{out} = {0}",
+                "{0}.split(1, 1)[0].exp_().clamp_(max=2)\n{out} = {0}",
                 "{out} = {0} + 0\n{out}[{out} > 1] = 1.0",
                 "{out} = {0}.masked_fill({0} < 0, 0.1)",
             ]

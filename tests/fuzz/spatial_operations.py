@@ -19,9 +19,7 @@ def convolution(dice: Random, shape: Shape) -> Draft:
     return Draft(
         "{m}({0})",
         f"nn.Conv2d({{c}}, {out}, {{options}})",
-        options(
-            kernel_size=sides(dice, 1, 5), stride=stride, padding=padding, dilation=dilation, padding_mode=mode, bias=maybe(dice, False, 0.3)
-        ),
+        options(kernel_size=sides(dice, 1, 5), stride=stride, padding=padding, dilation=dilation, padding_mode=mode, bias=maybe(dice, False, 0.3)),
     )
 
 
@@ -197,4 +195,6 @@ def fourier(dice: Random, shape: Shape) -> Draft:
 @operation(4, weight=0.3)
 def sampling(dice: Random, shape: Shape) -> Draft:
     grid = "torch.tanh({0}[:, :1].permute(0, 2, 3, 1).expand(-1, -1, -1, 2))"
-    return Draft(f"F.grid_sample({{0}}, {grid}, {{options}})", "", options(align_corners=dice.choice([True, False]), padding_mode=maybe(dice, "'border'")))
+    return Draft(
+        f"F.grid_sample({{0}}, {grid}, {{options}})", "", options(align_corners=dice.choice([True, False]), padding_mode=maybe(dice, "'border'"))
+    )

@@ -96,9 +96,7 @@ def _work(outgoing: Connection, groups: list[list[int]], engines: tuple[str, ...
         outgoing.send(None)
 
 
-def results_of(
-    group: list[int], engines: tuple[str, ...], known: set[str], attempts: int, outgoing: Connection | None = None
-) -> Iterator[Result]:
+def results_of(group: list[int], engines: tuple[str, ...], known: set[str], attempts: int, outgoing: Connection | None = None) -> Iterator[Result]:
     """All side by side first; where an engine does not get that right, each of them alone. Causes in `known`, which grows, are not shrunk."""
 
     def tell(engine: str) -> None:

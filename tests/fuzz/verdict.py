@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from fuzz.network import Network, pictures
 from torch import Tensor, nn
 
 from fastcnn.engines import get_engine
@@ -21,7 +22,6 @@ from fastcnn.errors import CaptureError, FastcnnError, ParityError
 from fastcnn.export import export_onnx
 from fastcnn.export.runtimes import open_file
 from fastcnn.optimization import Builder
-from fuzz.network import Network, pictures
 
 ENGINES = ("torch", "onnxruntime", "openvino", "onnx")
 KINDS = ("right", "refused", "unnamed", "wrong", "traceback", "crash")
@@ -53,7 +53,6 @@ class Verdict:
 
 def judge(made: Network | Bundle, engines: tuple[str, ...], tell: Callable[[str], None] = lambda engine: None) -> Iterator[Verdict]:
     """One verdict per engine; `tell` hears which engine is next."""
-    logging.getLogger("fastcnn").setLevel(logging.ERROR)
     shape = made.recipe.shape
     builder: Builder | FastcnnError | None = None
     for engine in engines:
@@ -76,7 +75,8 @@ def judge(made: Network | Bundle, engines: tuple[str, ...], tell: Callable[[str]
                 yield _refusal(engine, str(error), made)
             except Exception as error:  # what this is for
                 frames = traceback.extract_tb(error.__traceback__)
-                place = next((f"{Path(frame.filename).name}:{frame.name}" for frame in reversed(frames) if "fastcnn" in frame.filename or "export" in frame.filename), "")
+                ours = [frame for frame in frames if "fastcnn" in frame.filename or "export" in frame.filename]
+                place = f"{Path(ours[-1].filename).name}:{ours[-1].name}" if ours else ""
                 line = " ".join(str(error).split())[:500]
                 yield Verdict(engine, "traceback", f"{type(error).__name__}: {line} [{place}]", f"{engine}: {type(error).__name__} {place}")
 
@@ -127,14 +127,12 @@ def _refusal(engine: str, message: str, made: Network | Bundle) -> Verdict:
 
 
 def operation_named(message: str, made: Network | Bundle) -> str | None:
-    """The first word of an error that is an operation of the network."""
-    called = set(re.findall(r"(\w+)\(", made.source)) - {"forward", "__init__", "Net", "super", "Module"}
-    called |= {name.lower() for name in called} | {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in called}
-    for word in re.findall(r"[\w.:]+", message):
-        name = re.split(r"[.:]", word.removeprefix("aten.").removeprefix("aten::").removeprefix("prims."))[0].strip("_")
-        if word.startswith(("aten.", "aten::", "prims.")) or name in called:
-            return name
-    return None
+    """The operation that an error speaks of: PyTorch's, ONNX's behind the word "operation", or one that the network calls by name."""
+    found = re.search(r"\b(?:aten|prims|quantized|torchvision)(?:\.|::)(\w+)", message) or re.search(r"\boperation (?!of\b)(\w+)", message)
+    if found:
+        return found[1]
+    called = set(re.findall(r"[A-Za-z]\w+(?=\()", made.source)) - {"forward", "Net", "super", "Module"}
+    return next((word for word in re.findall(r"\w+", message) if word in called), None)
 
 
 def _shape_of(message: str) -> str:
@@ -144,8 +142,9 @@ def _shape_of(message: str) -> str:
 
 @functools.cache
 def prepare_process() -> None:
-    """One thread; and the exporter's table of operations, which it makes from source in every export, once."""
+    """One thread, no warnings; and the exporter's table of operations, which it makes from source in every export, once."""
     torch.set_num_threads(1)
+    logging.getLogger("fastcnn").setLevel(logging.ERROR)
     from torch.onnx._internal.exporter import _registration
 
     table = functools.cache(_registration.ONNXRegistry.from_torchlib)
@@ -160,6 +159,7 @@ class Bundle(nn.Module):
         self.networks = nn.ModuleList(networks)
         self.recipe = networks[0].recipe
         self.source = "\n".join(made.source for made in networks)
+        self.eval()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """x: [N, …] → the outputs of all, one after another."""
