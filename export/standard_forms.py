@@ -163,7 +163,7 @@ def _log_sum_exp(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
 def _median(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
     """The lower one of the two in the middle, as PyTorch has it; where the index is read too, it stays."""
     values = arguments(node)
-    (value,) = [reader for reader in node.users if reader.target is operator.getitem and reader.args[1] == 0] or [None]
+    value = next((reader for reader in node.users if reader.target is operator.getitem and reader.args[1] == 0), None)
     size = values["self"].meta["shape"][values["dim"]]
     if value is None or len(node.users) > 1 or size is None:
         return None

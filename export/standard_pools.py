@@ -121,8 +121,9 @@ def spell_out_ceil_mode(graph: onnx.GraphProto) -> None:
         attributes = {attribute.name: attribute for attribute in node.attribute}
         if node.op_type != "MaxPool" or "ceil_mode" not in attributes or attributes["ceil_mode"].i == 0:
             continue
-        sizes, result = (shapes.get(name, [])[2:] for name in (node.input[0], node.output[0]))
-        if not sizes or None in sizes or None in result or "pads" not in attributes:
+        known = [[side for side in shapes.get(name, [])[2:] if side is not None] for name in (node.input[0], node.output[0])]
+        sizes, result = known
+        if not len(sizes) == len(result) == len(attributes["kernel_shape"].ints) or "pads" not in attributes:
             continue
         kernel, pads = list(attributes["kernel_shape"].ints), list(attributes["pads"].ints)
         strides, dilations = (list(attributes[name].ints) if name in attributes else [1] * len(kernel) for name in ("strides", "dilations"))
@@ -155,7 +156,7 @@ def adaptive_average_pool(captured: CapturedGraph, node: fx.Node) -> fx.Node | N
 def adaptive_max_pool(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
     """To a size that divides: a plain pool. To another: the positions of each window, the last repeated in the shorter ones, and their maximum."""
     source: fx.Node = node.args[0]  # type: ignore[assignment]
-    (value,) = [reader for reader in node.users if reader.target is operator.getitem and reader.args[1] == 0] or [None]
+    value = next((reader for reader in node.users if reader.target is operator.getitem and reader.args[1] == 0), None)
     if value is None or len(node.users) > 1:
         return None
     sizes, result = source.meta["shape"][2:], value.meta["shape"][2:]
