@@ -1,5 +1,6 @@
 # Every target runs in .venv; the first one that needs it makes it and installs the package there.
 #   make test WORKERS=8            more test processes
+#   make fuzz SEEDS=0:500          other random networks; ENGINES=torch,onnxruntime,openvino,onnx chooses what they go through
 #   make demo PYTHON=python3.12    the interpreter that .venv is made with
 #   make demo TORCH_INDEX=URL      PyTorch from this package index: its CPU-only one takes about half the space
 
@@ -16,8 +17,10 @@ PYTHON ?= python3 python3.13 python3.12 python3.11
 TORCH_INDEX ?=
 WORKERS ?= 2
 PYTEST_ARGS ?=
+SEEDS ?= 0:3000
+ENGINES ?= torch,onnxruntime,openvino,onnx
 
-.PHONY: help demo test quick durations cuda lint typecheck pytest format readme architecture clean
+.PHONY: help demo test quick durations fuzz cuda lint typecheck pytest format readme architecture clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
@@ -52,6 +55,9 @@ quick: lint ## A verdict in under two minutes: lint, and the tests without those
 
 durations: $(INSTALLED) ## Measure all tests and note which ones make quick leaves out (on an idle machine)
 	$(PYTEST) --write-slow $(PYTEST_ARGS)
+
+fuzz: $(INSTALLED) ## Thousands of random networks through every engine, and a table of what came out
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m fuzz --seeds $(SEEDS) --engines $(ENGINES)
 
 readme: $(INSTALLED) ## Make the README's results and pictures from the stored result that it names
 	$(PY) -m fastcnn.bench.views.readme --write

@@ -137,13 +137,44 @@ class FileCheck:
         return precise, eager
 
 
-def run_checks(checks: Sequence[FileCheck], path: Path, say: Callable[[str], None]) -> dict[str, ParityReport]:
-    """Each runtime's report on the file at `path`; `say` is told which runtime is at work."""
+@dataclass(frozen=True)
+class Checked:
+    """What the runtimes made of a file.
+
+    Attributes:
+        reports: name → report of each runtime that the file is for; where none passed, of those that ran it.
+        left_out: name → why, of each that cannot run the file, or computes something else, while another one is right.
+    """
+
+    reports: dict[str, ParityReport]
+    left_out: dict[str, str]
+
+
+def run_checks(checks: Sequence[FileCheck], path: Path, say: Callable[[str], None]) -> Checked:
+    """Run the file at `path` in every runtime; `say` is told which is at work.
+
+    Raises ParityError where no runtime can run it.
+    """
     batches = [batch for check in checks for batch in check.batches()]
-    reports = {}
+    passed: dict[str, ParityReport] = {}
+    failed: dict[str, ParityReport] = {}
+    left_out: dict[str, str] = {}
+    refusals: list[ParityError] = []
     for name, run in runtimes_for(checks[0].options.format.name).items():
         say(f"check in {name}")
-        results = iter(run(path, batches))
+        try:
+            results = iter(run(path, batches))
+        except ParityError as error:
+            refusals.append(error)
+            left_out[name] = str(error)
+            continue
         rows = [row for check in checks for row in check.compare([next(results) for _ in check.batches()], name).rows]
-        reports[name] = ParityReport.of(rows, checks[0].expected.dtype, notes=checks[0].expected.notes)
-    return reports
+        report = ParityReport.of(rows, checks[0].expected.dtype, notes=checks[0].expected.notes)
+        if report.passed:
+            passed[name] = report
+        else:
+            failed[name] = report
+            left_out[name] = f"{name} does not compute what the model computes (relative error {report.relative_error:.0e})"
+    if not passed and not failed:
+        raise refusals[0]
+    return Checked(passed, left_out) if passed else Checked(failed, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +40,8 @@ from fastcnn.parity import ParityReport
 from fastcnn.precision import Precision
 from fastcnn.preprocessing import Preprocessing
 
+log = logging.getLogger(__name__)
+
 
 def export_onnx(
     model: nn.Module | CapturedGraph,
@@ -56,7 +59,9 @@ def export_onnx(
     preprocessing: Preprocessing | None = None,
     tolerance: float | None = None,
 ) -> ExportReport:
-    """Write a model as ONNX, in standard operators only, once onnxruntime (and OpenVINO where installed) agree with the float64 reference.
+    """Write a model as ONNX, in standard operators only, once onnxruntime or OpenVINO, where installed, agrees with the float64 reference.
+
+    A runtime that cannot run the file, or computes something else, is left out of the file's list of runtimes while the other is right.
 
     The file takes `input` [batch, ...] float32 and returns `logits` float32, whatever precision it computes in.
 
@@ -80,7 +85,7 @@ def export_onnx(
     Raises:
         RequestError: a wrong option, an output that cannot be written, or an operation that ONNX lacks. Nothing was written.
         CaptureError: `torch.export` cannot capture the model.
-        ParityError: the file does not compute what the model computes; it was removed.
+        ParityError: the file computes in no runtime what the model computes; it was removed.
     """
     options = ExportOptions(
         format=ONNX,
@@ -201,9 +206,9 @@ def export_file(
         check.require_finite(captured.info["name"])
     with replacing(options.path, suffix=options.format.suffix) as draft:
         container.write(draft)
-        reports = run_checks(checks, draft, say)
+        checked = run_checks(checks, draft, say)
         report = ParityReport.of(
-            [row for runtime in reports.values() for row in runtime.rows], checks[0].expected.dtype, notes=checks[0].expected.notes
+            [row for runtime in checked.reports.values() for row in runtime.rows], checks[0].expected.dtype, notes=checks[0].expected.notes
         )
         report.require(f"{options.path} was not written: the {options.format.name} file of {captured.info['name']}")
         evidence = Evidence(
@@ -213,10 +218,13 @@ def export_file(
             preprocessing=known,
             weights_sha256=_weights_sha256(model),
             passes=passes,
-            reports=reports,
+            reports=checked.reports,
+            left_out=checked.left_out,
             digests=container.digests(),
             golden=checks[0].golden(),
         )
+        for name, reason in checked.left_out.items():
+            log.warning("%s is not for %s: %s", options.path, name, reason)
         metadata = build_metadata(options, evidence)
         container.write(draft, metadata)
     return ExportReport(

@@ -31,7 +31,8 @@ class Evidence:
         preprocessing: from a picture to the model's input, of which the file may do a part itself; None where it is not known.
         weights_sha256: of the model's own weights, before any pass.
         passes: what each graph pass did.
-        reports: the verdict of each runtime.
+        reports: the verdict of each runtime that the file is for.
+        left_out: why it is for no other one.
         digests: of the parts of the file.
         golden: the golden pair, encoded.
     """
@@ -43,6 +44,7 @@ class Evidence:
     weights_sha256: str
     passes: Sequence[PassReport]
     reports: Mapping[str, ParityReport]
+    left_out: Mapping[str, str]
     digests: Mapping[str, str]
     golden: Mapping[str, Any]
 
@@ -78,6 +80,8 @@ def build_metadata(options: ExportOptions, evidence: Evidence) -> dict[str, Any]
         "outputs": [{"name": name, "shape": shape, "dtype": "float32"} for name, shape in zip(evidence.output_names, shapes, strict=True)],
         "labels": _labels(info, options, shapes[0]),
         "passes": [str(report) for report in evidence.passes],
+        "runtimes": list(evidence.reports),
+        **({"left_out": dict(evidence.left_out)} if evidence.left_out else {}),
         "parity": {name: _figures(report, options.tolerance) for name, report in evidence.reports.items()},
         "digests": dict(evidence.digests),
         "golden": dict(evidence.golden),

@@ -19,6 +19,8 @@ from fastcnn.errors import RequestError
 from fastcnn.export.lowering import default_output_names, dynamic_sizes, example_for
 from fastcnn.export.opsets import WRITTEN, drop_allowzero, lowest_opset, to_opset
 from fastcnn.export.program import to_program
+from fastcnn.export.standard_forms import in_standard_forms
+from fastcnn.export.standard_pools import spell_out_ceil_mode
 from fastcnn.graph.capture import tracing
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.plan import op_name
@@ -47,9 +49,11 @@ def lower_to_onnx(
     size = sum(tensor.nbytes for tensor in captured.constants().values())
     if size > _LARGEST:
         raise RequestError(f"{name} has {size / 1e9:.1f} GB of weights; an ONNX file holds at most 2 GB (a .pt2 file has no such limit)")
+    captured = in_standard_forms(captured)
     model = _to_onnx(captured, written, batch_size, outputs)
     _name_nodes(model.graph, captured)
     _name_constants(model.graph, captured)
+    spell_out_ceil_mode(model.graph)
     _strip(model)
     _check_standard(model, name)
     versions = {entry.domain: entry.version for entry in model.opset_import}

@@ -34,6 +34,16 @@ class ExportReport:
     passes: Sequence[PassReport]
     metadata: dict[str, Any]
 
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """Those that the file was found right in."""
+        return tuple(self.metadata["runtimes"])
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Runtime → why the file is not for it."""
+        return dict(self.metadata.get("left_out", {}))
+
     def __str__(self) -> str:
         """One line: the file and its verdict."""
         return f"{self.path}: {self.format}, {self.bytes:,} bytes, {self.parity.summary()}"
@@ -46,6 +56,8 @@ class ExportReport:
             "bytes": self.bytes,
             "sha256": self.sha256,
             "seconds": self.seconds,
+            "runtimes": list(self.runtimes),
+            "left_out": self.left_out,
             "parity": self.parity.to_dict(),
             "passes": [str(report) for report in self.passes],
             "metadata": {key: value for key, value in self.metadata.items() if key != "golden"},

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcnn.errors import BackendError, FileFormatError, ParityError, UnknownNameError
+from fastcnn.runtimes import onnxruntime, openvino
 from fastcnn.runtimes.onnxruntime import open_session
 from fastcnn.runtimes.openvino import compile_model
 
@@ -23,6 +24,7 @@ Batches = Sequence[NDArray]
 Results = list[list[NDArray[np.float64]]]
 
 _TITLE = {"onnxruntime": "onnxruntime", "openvino": "OpenVINO", "torch": "PyTorch"}
+_REASON = {"onnxruntime": onnxruntime.reason, "openvino": openvino.reason}
 
 
 @dataclass(frozen=True)
@@ -147,5 +149,7 @@ def _as_float64(arrays: Sequence[NDArray]) -> list[NDArray[np.float64]]:
 def _refusal(runtime: str, error: Exception) -> str:
     if isinstance(error, BackendError):
         return str(error)
+    if runtime in _REASON:
+        return f"{_TITLE[runtime]} cannot run the file: {_REASON[runtime](error)}"
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return f"{_TITLE[runtime]} cannot run the file: {reason}"

@@ -148,6 +148,7 @@ def print_report(report: ExportReport) -> None:
         {
             **output.passes(one for one in report.passes if one.fired or one.declined),
             "parity": report.parity.summary(),
+            "not for": "; ".join(f"{name} ({reason})" for name, reason in report.left_out.items()) or None,
             "input": _tensor(entry),
             "output": ", ".join(_tensor(one) for one in report.metadata["outputs"]),
             "opset": report.metadata.get("opset"),

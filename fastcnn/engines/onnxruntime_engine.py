@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from fastcnn.engines.base import Lowered, on_tensors
 from fastcnn.engines.runtime_rows import rows_of_onnx
+from fastcnn.errors import BackendError
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.passes import STANDARD_PASSES
 from fastcnn.graph.plan import PlanRow
-from fastcnn.runtimes.onnxruntime import open_session
+from fastcnn.runtimes.onnxruntime import open_session, reason
 from fastcnn.target import Target
 
 
@@ -62,7 +63,10 @@ class OnnxRuntimeEngine:
         output_names = [value.name for value in session.get_outputs()]
 
         def run(x: NDArray[Any]) -> list[NDArray[Any]]:
-            return list(session.run(output_names, {input_name: np.ascontiguousarray(x)}))
+            try:
+                return list(session.run(output_names, {input_name: np.ascontiguousarray(x)}))
+            except Exception as error:  # the runtime's exceptions have no common base
+                raise BackendError(f"onnxruntime cannot run the model: {reason(error)}") from error
 
         # Its kernels keep NaN, but where a LayerNorm overflows is not where PyTorch's does.
         return Lowered(on_tensors(run), lambda: _rows(captured, model), artifact=model, run_array=run)

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from fastcnn.engines.base import Lowered, on_tensors
 from fastcnn.engines.runtime_rows import rows_of_openvino
+from fastcnn.errors import BackendError
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.passes import STANDARD_PASSES
-from fastcnn.runtimes.openvino import compile_model
+from fastcnn.runtimes.openvino import compile_model, reason
 from fastcnn.target import Target
 
 _PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -104,7 +105,10 @@ class _Compiled:
         except queue.Empty:
             request = self._compiled.create_infer_request()
         try:
-            results = request.infer([np.ascontiguousarray(x)], share_inputs=True, share_outputs=True)
+            try:
+                results = request.infer([np.ascontiguousarray(x)], share_inputs=True, share_outputs=True)
+            except RuntimeError as error:
+                raise BackendError(f"OpenVINO cannot run the model: {reason(error)}") from error
             return [results[port].copy() for port in self._compiled.outputs]
         finally:
             self._idle.put(request)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcnn.cores import usable_cores
-from fastcnn.errors import FileFormatError, RequestError
+from fastcnn.errors import BackendError, FileFormatError, RequestError
 from fastcnn.models.preprocessing_of import preprocessing_of
 from fastcnn.prediction.predictor import Predictor, agreed, check_shape, class_names
 from fastcnn.preprocessing import Preprocessing
@@ -90,7 +90,10 @@ def _of_exported(path: Path, backend: str | None, preprocessing: Preprocessing |
     except (KeyError, TypeError, IndexError) as error:
         raise FileFormatError(f"{path} has damaged metadata: {type(error).__name__}: {error}") from error
     wanted = agreed(str(path), preprocessing_of(metadata), preprocessing)
-    opened = open_file(path, format_, runtime=backend, threads=_threads())
+    left_out = metadata.get("left_out", {})
+    if backend in left_out:
+        raise BackendError(f"{path} is not for {backend}: {left_out[backend]}")
+    opened = open_file(path, format_, runtime=backend or next(iter(metadata.get("runtimes", ())), None), threads=_threads())
     predictor = Predictor(
         name,
         opened.runtime,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from typing import Any
 
@@ -32,6 +33,29 @@ def import_openvino() -> Any:
     return openvino
 
 
+# How the runtime says which operation it means, and what was wrong with it.
+_OPERATION = (
+    r"While validating ONNX node '<Node\((?P<kind>\w+)\): (?P<name>[^>]*)>': (?P<why>.*?)(?= Summary: | -- |$)",
+    r"While validating node '(?:opset\d+::)?(?P<kind>\w+) (?P<name>\S+) .*?' with friendly_name '[^']*': (?P<why>.*)",
+    r"No conversion rule found for operations?: (?P<kind>[\w:]+)()",
+    r"OpenVINO does not support the following ONNX operations: (?P<kind>[\w:.]+)()",
+    r"\[CPU\] (?P<kind>\w+) node with name '(?P<name>[^']*)' (?P<why>.*)",
+)
+_PLACE = re.compile(r"(Exception from|Check '.*?' failed at) \S+?:\d+:? ?")
+
+
+def reason(error: Exception) -> str:
+    """What the runtime complains of, in one line that begins with the operation where the runtime names it."""
+    line = " ".join(str(error).split())
+    for pattern in _OPERATION:
+        found = re.search(pattern, line)
+        if found:
+            groups = found.groupdict()
+            name = f" ({groups['name']})" if groups.get("name") and groups["name"] != groups["kind"] else ""
+            return f"operation {groups['kind']}{name}: {_PLACE.sub('', groups.get('why') or 'it is not supported').strip()}"
+    return _PLACE.sub("", line).strip() or type(error).__name__
+
+
 def compile_model(model: bytes, *, precision: str = "f32", threads: int | None = None, batch_size: int | None = None) -> Any:
     """An `openvino.CompiledModel` for the CPU.
 
@@ -55,7 +79,7 @@ def compile_model(model: bytes, *, precision: str = "f32", threads: int | None =
             network.reshape([batch_size, *list(network.inputs[0].partial_shape)[1:]])
         compiled = core.compile_model(network, "CPU", options)
     except RuntimeError as error:
-        raise BackendError(f"OpenVINO cannot compile the model: {' '.join(str(error).split())}") from error
+        raise BackendError(f"OpenVINO cannot compile the model: {reason(error)}") from error
     chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if chosen != precision:
         raise BackendError(f"OpenVINO would compute in {chosen} on this CPU, {precision} was asked for")

@@ -14,7 +14,7 @@ from torch import nn
 from fastcnn.errors import BackendError
 from fastcnn.export.onnx_lowering import lower_to_onnx
 from fastcnn.graph.capture import capture
-from fastcnn.runtimes.onnxruntime import open_session
+from fastcnn.runtimes.onnxruntime import open_session, reason
 
 pytest.importorskip("onnxruntime")
 
@@ -43,6 +43,32 @@ def test_a_model_that_the_runtime_refuses() -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        (
+            "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status code returned while running ConvTranspose node. Name:'stem/ConvTranspose' "
+            "Status Message: output_padding (1) may be too large for stride (1).",
+            "operation ConvTranspose (stem/ConvTranspose): output_padding (1) may be too large for stride (1).",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Node (Squeeze) Op (Squeeze) [ShapeInferenceError] Dimension of input 3 must be 1 instead of 7",
+            "operation Squeeze: [ShapeInferenceError] Dimension of input 3 must be 1 instead of 7",
+        ),
+        (
+            "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for Resize(18) node with name 'up/Resize'",
+            "operation Resize (up/Resize): it has no kernel for this type",
+        ),
+        (
+            "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Failed to load model because\nprotobuf parsing failed.",
+            "Failed to load model because protobuf parsing failed.",
+        ),
+    ],
+)
+def test_a_complaint_begins_with_the_operation(raw: str, line: str) -> None:
+    assert reason(RuntimeError(raw)) == line
+
+
 def test_nothing_is_left_in_the_home_folder(model: bytes, tmp_path: Path) -> None:
     """onnxruntime 1.31 leaves a device identifier and a queue of events in a fresh one."""
     home, file = tmp_path / "home", tmp_path / "model.onnx"
@@ -50,7 +76,7 @@ def test_nothing_is_left_in_the_home_folder(model: bytes, tmp_path: Path) -> Non
     file.write_bytes(model)
     code = f"""
 import pathlib
-from fastcnn.runtimes.onnxruntime import open_session
+from fastcnn.runtimes.onnxruntime import open_session, reason
 print(open_session(pathlib.Path({str(file)!r})).get_inputs()[0].name)
 """
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY" and not name.startswith("XDG_")}

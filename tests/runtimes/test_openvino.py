@@ -14,7 +14,7 @@ from torch import nn
 from fastcnn.errors import BackendError
 from fastcnn.export.onnx_lowering import lower_to_onnx
 from fastcnn.graph.capture import capture
-from fastcnn.runtimes.openvino import compile_model
+from fastcnn.runtimes.openvino import compile_model, reason
 
 pytest.importorskip("openvino")
 
@@ -65,3 +65,19 @@ print(openvino.Core().available_devices[:1], asked, "openvino_telemetry" in sys.
     assert process.returncode == 0, process.stderr
     assert process.stdout.strip() == "['CPU'] [] False"
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        (
+            "Exception from src/inference/src/cpp/core.cpp:105:\nCheck 'false' failed at src/unconverted_ops_report.cpp:151:\nFrontEnd API failed:\n"
+            "Failed operations detailed log:\n-- Pad-13 with a message:\nWhile validating ONNX node '<Node(Pad): Pad>':\n"
+            "Exception from src/op/pad.cpp:32:\nUnsupported padding mode: [wrap]\nSummary:\n-- Conversion is failed for: Pad-13",
+            "operation Pad: Unsupported padding mode: [wrap]",
+        ),
+        ("Exception from src/inference/src/cpp/core.cpp:105:\nsomething else", "something else"),
+    ],
+)
+def test_a_complaint_begins_with_the_operation(raw: str, line: str) -> None:
+    assert reason(RuntimeError(raw)) == line

@@ -1,0 +1,206 @@
+"""Operations that ONNX, PyTorch's exporter or a runtime has no right form of, rewritten exactly in ones that all of them have.
+
+Each rewriting needs the sizes of a picture; where they are free, as in a file for pictures of any size, the operation stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from fastcnn.export.standard_pools import adaptive_average_pool, adaptive_max_pool, average_pool, max_pool
+from fastcnn.export.standard_resizes import antialiased_resize
+from fastcnn.graph.ir import CapturedGraph, arguments, aten, pair
+
+# A call → the node that takes its place; None where it stays.
+Rewriting = Callable[[CapturedGraph, fx.Node], fx.Node | None]
+
+
+def in_standard_forms(captured: CapturedGraph) -> CapturedGraph:
+    """A copy that computes the same."""
+    captured = captured.copy()
+    for node in captured.calls(*_REWRITINGS):
+        replacement = _REWRITINGS[node.target](captured, node)
+        if replacement is not None and replacement is not node:
+            captured.replace(node, replacement)
+    captured.tidy()
+    return captured
+
+
+def _joined_clamp(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
+    """A clamp of a clamp is a clamp: both runtimes' optimizers mistake one that is wholly below zero and a ReLU behind it."""
+    inner = node.args[0]
+    low, high = _BOUNDS[node.target](arguments(node))
+    if not isinstance(inner, fx.Node) or inner.meta["dtype"] != node.meta["dtype"] or not node.meta["dtype"].is_floating_point:
+        return None
+    if inner.target not in _BOUNDS:
+        # PyTorch's exporter takes no integer beside a fraction.
+        return _clamp(captured, node, inner, low, high) if type(low) is not type(high) and node.target is aten.clamp.default else None
+    first = _BOUNDS[inner.target](arguments(inner))
+    return _clamp(captured, node, inner.args[0], *(min(max(bound, low), high) for bound in (min(first), first[1])))
+
+
+def _clamp(captured: CapturedGraph, node: fx.Node, source: Any, low: float, high: float) -> fx.Node:
+    bounds = [float(bound) if math.isfinite(bound) else None for bound in (low, high)]
+    return captured.call(aten.clamp.default, (source, *bounds), before=node, like=node)
+
+
+def _or(bound: Any, default: float) -> Any:
+    return default if bound is None else bound
+
+
+_BOUNDS: dict[Any, Callable[[dict[str, Any]], tuple[Any, Any]]] = {
+    aten.relu.default: lambda values: (0.0, math.inf),
+    aten.relu6.default: lambda values: (0.0, 6.0),
+    aten.hardtanh.default: lambda values: (values["min_val"], values["max_val"]),
+    aten.clamp.default: lambda values: (_or(values["min"], -math.inf), _or(values["max"], math.inf)),
+    aten.clamp_min.default: lambda values: (values["min"], math.inf),
+    aten.clamp_max.default: lambda values: (-math.inf, values["max"]),
+}
+
+
+def _mean_slope(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
+    """In evaluation mode a randomized ReLU has the mean of its slopes (Xu et al., arXiv 1505.00853)."""
+    values = arguments(node)
+    if values["training"]:
+        return None
+    return captured.call(aten.leaky_relu.default, (values["self"], (values["lower"] + values["upper"]) / 2), before=node, like=node)
+
+
+def _squeeze(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
+    """Squeezing a size other than one does nothing, for PyTorch; ONNX calls it an error."""
+    source: fx.Node = arguments(node)["self"]
+    shape, axes = source.meta["shape"], arguments(node)["dim"]
+    single = [axis for axis in ([axes] if isinstance(axes, int) else axes) if shape[axis] == 1]
+    if any(shape[axis] is None for axis in ([axes] if isinstance(axes, int) else axes)):
+        return None
+    return captured.call(aten.squeeze.dims, (source, single), before=node, like=node) if single else source
+
+
+def _transposed_convolution(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
+    """ONNX takes no output padding as large as the stride: crop, or pad, the whole result instead, and add the bias behind."""
+    values = arguments(node)
+    stride, padding, extra, dilation = (pair(values[name]) for name in ("stride", "padding", "output_padding", "dilation"))
+    if all(more < step for more, step in zip(extra, stride, strict=True)):
+        return None
+    source: fx.Node = values["input"]
+    whole = captured.call(
+        aten.conv_transpose2d.input,
+        (source, values["weight"], None, list(stride), [0, 0], [0, 0], values["groups"], list(dilation)),
+        before=node,
+        like=node,
+        shape=(*node.meta["shape"][:2], None, None),
+    )
+    edges = [-padding[1], extra[1] - padding[1], -padding[0], extra[0] - padding[0]]
+    cut = captured.call(aten.pad.default, (whole, edges), before=node, like=node)
+    if values["bias"] is None:
+        return cut
+    bias = captured.call(aten.reshape.default, (values["bias"], [-1, 1, 1]), before=node, like=node, shape=(node.meta["shape"][1], 1, 1))
+    return captured.call(aten.add.Tensor, (cut, bias), before=node, like=node)
+
+
+def _circular_padding(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
+    """The far edge in front and the near one behind: OpenVINO has no padding of this kind, and ONNX has it from opset 19."""
+    values = arguments(node)
+    source: fx.Node = values["self"]
+    amounts = list(values["pad"])
+    if values.get("mode", "circular") != "circular":
+        return None
+    value = source
+    for axis in range(1, len(amounts) // 2 + 1):
+        before, after = amounts[2 * axis - 2 : 2 * axis]
+        dimension = len(source.meta["shape"]) - axis
+        side = source.meta["shape"][dimension]
+        if side is None:
+            return None
+        # What is cut off at one edge is not repeated at the other.
+        value = _span(captured, node, value, dimension, max(0, -before), side - max(0, -after))
+        side = value.meta["shape"][dimension]
+        front = [_span(captured, node, value, dimension, side - before, side)] if before > 0 else []
+        back = [_span(captured, node, value, dimension, 0, after)] if after > 0 else []
+        if front or back:
+            shape = (*value.meta["shape"][:dimension], side + max(0, before) + max(0, after), *value.meta["shape"][dimension + 1 :])
+            value = captured.call(aten.cat.default, ([*front, value, *back], dimension), before=node, like=node, shape=shape)
+    return value
+
+
+def _span(captured: CapturedGraph, node: fx.Node, value: fx.Node, dimension: int, start: int, end: int) -> fx.Node:
+    """Positions `start` to `end` of `value` along a dimension, in front of `node`."""
+    shape = value.meta["shape"]
+    if (start, end) == (0, shape[dimension]):
+        return value
+    shape = (*shape[:dimension], end - start, *shape[dimension + 1 :])
+    return captured.call(aten.slice.Tensor, (value, dimension, start, end), before=node, like=node, shape=shape)
+
+
+def _hypotenuse(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
+    squares = [captured.call(aten.mul.Tensor, (side, side), before=node, like=node, shape=side.meta["shape"]) for side in node.all_input_nodes]
+    total = captured.call(aten.add.Tensor, (squares[0], squares[-1]), before=node, like=node)
+    return captured.call(aten.sqrt.default, (total,), before=node, like=node)
+
+
+def _log_sum_exp(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
+    """Less its maximum, as PyTorch computes it; the exporter hands the axes on in a form that OpenVINO does not take."""
+    values = arguments(node)
+    source, axes = values["self"], list(values["dim"])
+    shape = list(source.meta["shape"])
+    for axis in axes:
+        shape[axis] = 1
+    kept = tuple(shape)
+    largest = captured.call(aten.amax.default, (source, axes, True), before=node, like=node, shape=kept)
+    smaller = captured.call(aten.sub.Tensor, (source, largest), before=node, like=node, shape=source.meta["shape"])
+    exponentials = captured.call(aten.exp.default, (smaller,), before=node, like=smaller)
+    total = captured.call(aten.sum.dim_IntList, (exponentials, axes, True), before=node, like=largest)
+    logarithm = captured.call(aten.log.default, (total,), before=node, like=largest)
+    result = captured.call(aten.add.Tensor, (logarithm, largest), before=node, like=largest)
+    return result if values["keepdim"] else captured.call(aten.squeeze.dims, (result, axes), before=node, like=node)
+
+
+def _median(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
+    """The lower one of the two in the middle, as PyTorch has it; where the index is read too, it stays."""
+    values = arguments(node)
+    value = next((reader for reader in node.users if reader.target is operator.getitem and reader.args[1] == 0), None)
+    size = values["self"].meta["shape"][values["dim"]]
+    if value is None or len(node.users) > 1 or size is None:
+        return None
+    ordered = captured.call(aten.sort.default, (values["self"], values["dim"]), before=node, like=value)
+    first = captured.call(operator.getitem, (ordered, 0), before=node, like=value, shape=values["self"].meta["shape"])
+    middle = (size - 1) // 2
+    part = (
+        captured.call(aten.slice.Tensor, (first, values["dim"], middle, middle + 1), before=node, like=value)
+        if values["keepdim"]
+        else captured.call(aten.select.int, (first, values["dim"], middle), before=node, like=value)
+    )
+    captured.replace(value, part)
+    return None
+
+
+_REWRITINGS: dict[Any, Rewriting] = {
+    aten.pad.default: _circular_padding,
+    aten._pad_circular.default: _circular_padding,
+    aten.hypot.default: _hypotenuse,
+    aten.logsumexp.default: _log_sum_exp,
+    aten.median.dim: _median,
+    **dict.fromkeys(_BOUNDS, _joined_clamp),
+    aten.rrelu.default: _mean_slope,
+    aten.squeeze.dim: _squeeze,
+    aten.squeeze.dims: _squeeze,
+    aten.conv_transpose2d.input: _transposed_convolution,
+    aten.avg_pool1d.default: average_pool,
+    aten.avg_pool2d.default: average_pool,
+    aten.max_pool1d.default: max_pool,
+    aten.max_pool2d.default: max_pool,
+    aten.adaptive_avg_pool1d.default: adaptive_average_pool,
+    aten.adaptive_avg_pool2d.default: adaptive_average_pool,
+    aten._adaptive_avg_pool2d.default: adaptive_average_pool,
+    aten.adaptive_max_pool1d.default: adaptive_max_pool,
+    aten.adaptive_max_pool2d.default: adaptive_max_pool,
+    aten._upsample_bilinear2d_aa.vec: antialiased_resize,
+    aten._upsample_bilinear2d_aa.default: antialiased_resize,
+    aten._upsample_bicubic2d_aa.vec: antialiased_resize,
+    aten._upsample_bicubic2d_aa.default: antialiased_resize,
+}
