@@ -41,13 +41,14 @@ def to_program(captured: CapturedGraph, batch_size: int | None = None) -> ReadyP
     frame = torch.export.export(_Frame(len(captured.output_nodes)), (example,), dynamic_shapes=dynamic_sizes(captured, batch_size))
     value = next(node.meta["val"] for node in frame.graph.nodes if node.op == "placeholder")
     graph, constants = _lift(captured)
-    (*_, source), outputs = graph.find_nodes(op="placeholder"), graph.output_node().args[0]
+    (*_, source) = graph.find_nodes(op="placeholder")
+    outputs: Any = graph.output_node().args[0]
     signature = ExportGraphSignature(
         [
             *(InputSpec(InputKind.BUFFER, TensorArgument(name), name, persistent=True) for name in constants),
             InputSpec(InputKind.USER_INPUT, TensorArgument(source.name), None),
         ],
-        [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(output.name), None) for output in outputs],  # type: ignore[union-attr]
+        [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(output.name), None) for output in outputs],
     )
     module = fx.GraphModule(nn.Module(), graph)
     fakes = [value.fake_mode.from_tensor(tensor, static_shapes=True) for tensor in constants.values()]

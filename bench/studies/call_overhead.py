@@ -21,6 +21,7 @@ import torch
 import fastcnn
 from fastcnn.bench.records.environment import environment
 from fastcnn.export.onnx_lowering import lower_to_onnx
+from fastcnn.models import model_spec
 from fastcnn.runtimes.onnxruntime import open_session
 
 _CALLS = 20
@@ -29,7 +30,7 @@ _CALLS = 20
 def measure(model: str, rounds: int) -> dict[str, list[float]]:
     """Microseconds per call of each way, a median of `_CALLS` calls for each round, batch 1."""
     reference = fastcnn.create_model(model).eval()
-    x = torch.rand(1, *reference.fastcnn_info.input_size)
+    x = torch.rand(1, *model_spec(model).input_size)
     module = fastcnn.optimize(reference, x, backend="onnxruntime")
     session = open_session(lower_to_onnx(module.source.graph).SerializeToString(), threads=torch.get_num_threads())
     name, array = session.get_inputs()[0].name, x.numpy()
