@@ -34,6 +34,7 @@ class Evidence:
         reports: the verdict of each runtime.
         digests: of the parts of the file.
         golden: the golden pair, encoded.
+        quantization: of an int8 file, how it was quantized and judged.
     """
 
     captured: CapturedGraph
@@ -45,6 +46,7 @@ class Evidence:
     reports: Mapping[str, ParityReport]
     digests: Mapping[str, str]
     golden: Mapping[str, Any]
+    quantization: Mapping[str, Any] | None = None
 
 
 def build_metadata(options: ExportOptions, evidence: Evidence) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def build_metadata(options: ExportOptions, evidence: Evidence) -> dict[str, Any]
         },
         "outputs": [{"name": name, "shape": shape, "dtype": "float32"} for name, shape in zip(evidence.output_names, shapes, strict=True)],
         "labels": _labels(info, options, shapes[0]),
+        **({} if evidence.quantization is None else {"quantization": dict(evidence.quantization)}),
         "passes": [str(report) for report in evidence.passes],
         "parity": {name: _figures(report, options.tolerance) for name, report in evidence.reports.items()},
         "digests": dict(evidence.digests),
