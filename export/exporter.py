@@ -230,7 +230,7 @@ def export_file(
         checked = (
             _check(captured.info["name"], reference, front, options, example_input, draft, say)
             if made is None
-            else _judge(made, reference, front, options, draft, say)
+            else _judge(made, finished, reference, front, options, draft, say)
         )
         evidence = Evidence(
             captured=finished,
@@ -287,10 +287,16 @@ def _check(
 
 
 def _judge(
-    made: QuantizedGraph, reference: nn.Module, front: PixelInput | None, options: ExportOptions, draft: Path, say: Callable[[str], None]
+    made: QuantizedGraph,
+    finished: CapturedGraph,
+    reference: nn.Module,
+    front: PixelInput | None,
+    options: ExportOptions,
+    draft: Path,
+    say: Callable[[str], None],
 ) -> _Checked:
     """Judge the int8 file at `draft` by its accuracy. Raises ParityError."""
-    judgements, golden = judge_file(made, reference, front, options, draft, say)
+    judgements, golden = judge_file(made, finished, reference, front, options, draft, say)
     reports = {judgement.runtime: ParityReport.of([judgement.row(made.request.limits)], Precision.int8.value) for judgement in judgements}
     return _Checked(reports, golden, Precision.int8.value, quantization=made.description(judgements))
 

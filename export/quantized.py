@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastcnn.errors import ParityError, RequestError
+from fastcnn.errors import ParityError
 from fastcnn.export import golden
 from fastcnn.export.options import ExportOptions
 from fastcnn.export.pixel_input import PixelInput, scale_and_shift
@@ -20,18 +20,15 @@ from fastcnn.export.runtimes import runtimes_for
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.parity import Expected, Outputs, ParityReport, expect
 from fastcnn.preprocessing import Preprocessing
-from fastcnn.quantization.build import Quantized, build
-from fastcnn.quantization.gate import Judgement, joined, judge
-from fastcnn.quantization.ranges import Ranges, calibrate
+from fastcnn.quantization.build import Quantized, build, simulate
+from fastcnn.quantization.gate import Judgement, allowed_in_a_runtime, joined, judge
+from fastcnn.quantization.ranges import Ranges, find_ranges
 from fastcnn.quantization.request import Int8Request, Limits, QuantizeFor
-from fastcnn.quantization.samples import draw
 from fastcnn.quantization.scheme import Scheme, has_vnni, instruction_set
 
 # Of the pictures to judge by, those that stay in the file: as many levels as this share of the float weights has bytes, or a few small pictures'.
 _SHARE_OF_WEIGHTS, _SMALL = 0.02, 16384
 _FEWEST, _MOST = 3, 32
-# A few pictures may be worse off than all of them together.
-_SLACK = 1.25
 # Batches that a file with a dynamic batch is judged in, after those of the options.
 _USUAL_BATCH = 8
 
@@ -95,31 +92,9 @@ def quantize_graph(
     pictures, slices = _batched(ranges.held_out.values(), options)
     say("reference in float64")
     expected = expect(model, pictures, slices, dtype=torch.float32)
-    portable = not has_vnni() if request.portable is None else request.portable
-    scheme = Scheme.of(request.quantize_for, portable=portable)
+    scheme = Scheme.of(request.quantize_for, portable=request.portable)
     quantized = build(graph, ranges, scheme, request.limits, expected, pictures, table=request.sensitivity, say=say)
-    return QuantizedGraph(request, ranges, quantized, pictures, slices, portable)
-
-
-def find_ranges(
-    request: Int8Request, graph: CapturedGraph, preprocessing: Preprocessing | None, weights_sha256: str, say: Callable[[str], None]
-) -> Ranges:
-    """Those given, or those of a calibration, saved where that was asked for. Errors as in `quantize_graph`."""
-    given = request.calibration
-    path = request.ranges_file
-    ranges = given if isinstance(given, Ranges) else None if path is None else Ranges.load(path)
-    name = graph.info["name"]
-    if ranges is not None:
-        if ranges.weights_sha256 != weights_sha256:
-            raise RequestError(
-                f"the ranges{f' in {path}' if path else ''} were observed with other weights than those of this {name}: calibrate again"
-            )
-        return ranges
-    shape = [size for size in graph.input_shape[1:] if size is not None]
-    ranges = calibrate(graph, draw(given, shape, preprocessing, request.samples), weights_sha256, say)  # type: ignore[arg-type]
-    if request.save_ranges is not None:
-        ranges.save(request.save_ranges)
-    return ranges
+    return QuantizedGraph(request, ranges, quantized, pictures, slices, scheme.weight_bits < 8)
 
 
 def _batched(pictures: Tensor, options: ExportOptions) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
@@ -136,9 +111,19 @@ def _batched(pictures: Tensor, options: ExportOptions) -> tuple[Tensor, tuple[tu
 
 
 def judge_file(
-    made: QuantizedGraph, reference: nn.Module, front: PixelInput | None, options: ExportOptions, draft: Path, say: Callable[[str], None]
+    made: QuantizedGraph,
+    finished: CapturedGraph,
+    reference: nn.Module,
+    front: PixelInput | None,
+    options: ExportOptions,
+    draft: Path,
+    say: Callable[[str], None],
 ) -> tuple[list[Judgement], dict[str, Any]]:
     """The figures of each runtime on the file at `draft`, and pictures with the reference's answers for the file to keep.
+
+    Args:
+        finished: the graph in the file, with its softmax and with what it does to pixels.
+        reference: what that is held against.
 
     Raises:
         ParityError: a runtime refuses the file, or misses the limits; says which, and what can be done.
@@ -146,13 +131,18 @@ def judge_file(
     pictures = made.pictures if front is None else _levels(made.pictures, front)
     expected = expect(reference, pictures, made.slices, dtype=torch.float32)
     batches = [np.ascontiguousarray(pictures[start:stop].numpy()) for start, stop in made.slices]
+    limits, truth = made.request.limits, joined(expected.reference)
+    simulated = made.quantized.judgement
+    if front is not None or options.softmax:
+        outputs = simulate(finished, pictures, made.slices)
+        simulated = judge(outputs, truth, limits, runtime=simulated.runtime, probabilities=options.softmax)
     judgements, answers = [], {}
     for name, run in _runtimes(made.request.quantize_for).items():
         say(f"judge in {name}")
         answers[name] = run(draft, batches)
-        found = judge(joined(answers[name]), joined(expected.reference), made.request.limits, runtime=name, probabilities=options.softmax)
-        if not found.passed:
-            raise ParityError(_refusal(options.path, made, found), ParityReport.of([found.row(made.request.limits)], "int8"))
+        found = judge(joined(answers[name]), truth, limits, runtime=name, probabilities=options.softmax)
+        if not found.passed or found.relative_error > allowed_in_a_runtime(simulated.relative_error):
+            raise ParityError(_refusal(options.path, made, found, simulated.relative_error), ParityReport.of([found.row(limits)], "int8"))
         judgements.append(found)
     return judgements, _kept(made, pictures, expected, answers, front, options)
 
@@ -163,10 +153,9 @@ def _runtimes(quantize_for: QuantizeFor) -> Mapping[str, Callable[[Path, Sequenc
     return {"onnxruntime": found["onnxruntime"]} if quantize_for is QuantizeFor.tensorrt else found
 
 
-def _refusal(path: Path, made: QuantizedGraph, found: Judgement) -> str:
-    own = made.quantized.judgement.relative_error
-    text = f"{path} was not written: {found.runtime} misses the limits: {found.reason}"
-    if found.relative_error <= 2 * own:
+def _refusal(path: Path, made: QuantizedGraph, found: Judgement, own: float) -> str:
+    text = f"{path} was not written: {found.runtime} misses the limits: {found.reason or f'relative error {found.relative_error:.3g}'}"
+    if found.relative_error <= allowed_in_a_runtime(own):
         return text
     text += f", while the same graph is off by {own:.2g} in eager PyTorch: {found.runtime} computes it wrongly"
     if not made.portable and not has_vnni():
@@ -194,7 +183,7 @@ def _kept(
     kept = range(len(slices))
     truth, limits = joined([expected.reference[index] for index in kept]), made.request.limits
     own = [judge(joined(runs[: len(slices)]), truth, limits, runtime=name, probabilities=options.softmax) for name, runs in answers.items()]
-    tolerance = max(limits.max_error, _SLACK * max(judgement.relative_error for judgement in own))
+    tolerance = allowed_in_a_runtime(max(judgement.relative_error for judgement in own))
     levels = made.ranges.held_out
     pair = golden.GoldenInput(levels.levels[:unique], levels.scale, levels.offset) if front is None else golden.GoldenInput(pictures[:unique].numpy())
     batches = tuple(tuple(row % unique for row in range(start, end)) for start, end in slices)

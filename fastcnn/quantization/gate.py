@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from fastcnn.parity.rules import BatchParity, Outputs, relative_error
 from fastcnn.quantization.request import Limits
 
+# A runtime that computes what the graph says is as far from the reference as eager PyTorch is, but for ties that it rounds otherwise; one that
+# saturates or loses a scale is further off than this.
+_FACTOR, _FLOOR = 2.0, 0.01
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -98,3 +102,8 @@ def _softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def joined(batches: Sequence[Outputs]) -> Outputs:
     """Outputs of batches as those of all pictures."""
     return [np.concatenate(outputs) for outputs in zip(*batches, strict=True)]
+
+
+def allowed_in_a_runtime(own: float) -> float:
+    """How far a runtime may be off a graph that is off by `own` in eager PyTorch; further, it computes something else."""
+    return _FACTOR * own + _FLOOR

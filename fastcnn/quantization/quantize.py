@@ -56,6 +56,19 @@ def quantize(
     return captured, report
 
 
+def unrounded_activations(captured: CapturedGraph) -> CapturedGraph:
+    """A copy of a quantized graph whose activations stay float, its weights as they were rounded: integers have no NaN and no infinity."""
+    captured = captured.copy()
+    for restored in captured.calls(quantized.dequantize_per_tensor.default):
+        rounded = restored.args[0]
+        assert isinstance(rounded, fx.Node)
+        source = rounded.args[0]
+        assert isinstance(source, fx.Node)
+        captured.replace(restored, source)
+    captured.tidy()
+    return captured
+
+
 def _round_activation(captured: CapturedGraph, value: fx.Node, readers: list[fx.Node], grid: Grid, scheme: Scheme) -> None:
     numbers = (grid.scale, grid.zero_point, *scheme.levels, scheme.dtype)
     with captured.graph.inserting_after(value):

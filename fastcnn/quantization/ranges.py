@@ -18,10 +18,12 @@ from torch import Tensor
 from fastcnn.errors import FileFormatError, RequestError
 from fastcnn.files import write_text
 from fastcnn.graph.ir import CapturedGraph
+from fastcnn.preprocessing import Preprocessing
 from fastcnn.quantization.edges import find_edges
 from fastcnn.quantization.histogram import Histogram, grid_of, scale_of
 from fastcnn.quantization.observation import observe
-from fastcnn.quantization.samples import Samples
+from fastcnn.quantization.request import Int8Request
+from fastcnn.quantization.samples import Samples, draw
 from fastcnn.quantization.scheme import Grid, Scheme
 
 _FORMAT = 1
@@ -126,6 +128,33 @@ class Ranges:
             if isinstance(error, FileFormatError):
                 raise
             raise FileFormatError(f"{path} holds no ranges of a calibration: {type(error).__name__}: {error}") from error
+
+
+def find_ranges(
+    request: Int8Request, captured: CapturedGraph, preprocessing: Preprocessing | None, weights_sha256: str, say: Callable[[str], None]
+) -> Ranges:
+    """Those that the request brings, or those of a calibration of `captured`, saved where that was asked for.
+
+    Args:
+        preprocessing: from a picture to the input of the graph, where it is known.
+        weights_sha256: of the model's own weights.
+
+    Raises:
+        RequestError, InputError: the calibration cannot serve, or the ranges were observed with other weights.
+    """
+    path, given = request.ranges_file, request.calibration
+    ranges = given if isinstance(given, Ranges) else None if path is None else Ranges.load(path)
+    if ranges is not None:
+        if ranges.weights_sha256 != weights_sha256:
+            where, name = f" in {path}" if path else "", captured.info["name"]
+            raise RequestError(f"the ranges{where} were observed with other weights than those of this {name}: calibrate again")
+        return ranges
+    assert not isinstance(given, Ranges)
+    shape = [size for size in captured.input_shape[1:] if size is not None]
+    ranges = calibrate(captured, draw(given, shape, preprocessing, request.samples), weights_sha256, say)
+    if request.save_ranges is not None:
+        ranges.save(request.save_ranges)
+    return ranges
 
 
 def calibrate(captured: CapturedGraph, samples: Samples, weights_sha256: str, say: Callable[[str], None] = lambda stage: None) -> Ranges:

@@ -185,11 +185,11 @@ def _of_pictures(path: Path, shape: tuple[int, ...], preprocessing: Preprocessin
 def _read_array(path: Path) -> NDArray[Any]:
     try:
         if path.suffix.lower() == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+            return np.load(path, mmap_mode="r", allow_pickle=False)
         with np.load(path, allow_pickle=False) as archive:
             if len(archive.files) != 1:
                 raise RequestError(f"calibration: {path} holds {len(archive.files)} arrays ({', '.join(archive.files[:5])}): give a file with one")
-            return archive[archive.files[0]]  # type: ignore[no-any-return]
+            return archive[archive.files[0]]
     except (OSError, ValueError, EOFError) as error:
         if isinstance(error, RequestError):
             raise

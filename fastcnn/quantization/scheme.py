@@ -22,8 +22,9 @@ class Scheme:
     weight_bits: int = 8
 
     @classmethod
-    def of(cls, quantize_for: QuantizeFor, *, portable: bool) -> Scheme:
-        """What `quantize_for` wants; `portable` keeps weights to 7 bits."""
+    def of(cls, quantize_for: QuantizeFor, *, portable: bool | None) -> Scheme:
+        """What `quantize_for` wants; `portable` keeps weights to 7 bits, None does so where this CPU saturates on more."""
+        portable = not has_vnni() if portable is None else portable
         return cls(symmetric=quantize_for is not QuantizeFor.cpu, weight_bits=7 if portable else 8)
 
     @property

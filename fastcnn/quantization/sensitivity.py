@@ -99,7 +99,7 @@ def _weight_change(graph: CapturedGraph, layer: Layer, kept: Mapping[str, Tensor
     target = layer.node.target
     rest = list(layer.node.args[3:])
     with torch.no_grad():
-        return target(source.detach(), change, None, *rest)  # type: ignore[operator,no-any-return,misc]
+        return target(source.detach(), change, None, *rest)  # type: ignore[operator]
 
 
 def _effects(output: Tensor, places: Mapping[tuple[str, str], Tensor], changes: Mapping[tuple[str, str], Tensor]) -> dict[tuple[str, str], float]:
