@@ -142,16 +142,14 @@ def find_ranges(
     Raises:
         RequestError, InputError: the calibration cannot serve, or the ranges were observed with other weights.
     """
-    path, given = request.ranges_file, request.calibration
-    ranges = given if isinstance(given, Ranges) else None if path is None else Ranges.load(path)
-    if ranges is not None:
+    path, name = request.ranges_file, captured.info["name"]
+    if path is not None:
+        ranges = Ranges.load(path)
         if ranges.weights_sha256 != weights_sha256:
-            where, name = f" in {path}" if path else "", captured.info["name"]
-            raise RequestError(f"the ranges{where} were observed with other weights than those of this {name}: calibrate again")
+            raise RequestError(f"the ranges in {path} were observed with other weights than those of this {name}: calibrate again")
         return ranges
-    assert not isinstance(given, Ranges)
     shape = [size for size in captured.input_shape[1:] if size is not None]
-    ranges = calibrate(captured, draw(given, shape, preprocessing, request.samples), weights_sha256, say)
+    ranges = calibrate(captured, draw(request.calibration, shape, preprocessing, request.samples), weights_sha256, say)
     if request.save_ranges is not None:
         ranges.save(request.save_ranges)
     return ranges

@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from fastcnn.quantization.ranges import Ranges
-
-# A folder of pictures, a .npy or .npz file, a .json file of ranges; preprocessed pictures; ranges.
-Calibration: TypeAlias = "str | os.PathLike[str] | NDArray[Any] | Tensor | Ranges"
+# A folder of pictures, a .npy or .npz file, a .json file of ranges; or preprocessed pictures.
+Calibration: TypeAlias = "str | os.PathLike[str] | NDArray[Any] | Tensor"
 
 SAMPLES = 300
 MAX_ERROR, MAX_ACCURACY_DROP = 0.1, 0.02
