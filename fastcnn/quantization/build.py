@@ -74,7 +74,7 @@ def build(
     for _ in range(_ATTEMPTS):
         say(f"quantize {len(names) - len(chosen)} of {len(names)} layers")
         graph, report = quantize(captured, ranges.of(scheme), scheme, chosen, ranges.means)
-        judgement = judge(simulate(graph, pictures, reference.slices), whole, limits, runtime="eager PyTorch")
+        judgement = judge(simulate(in_float32(graph), pictures, reference.slices), whole, limits, runtime="eager PyTorch")
         if (table or not judgement.passed) and not rows:
             say("sensitivity of each layer")
             rows = sensitivities(captured, ranges.of(scheme), scheme, pictures[:PICTURES])
@@ -113,8 +113,13 @@ def _cheapest(rows: Sequence[Sensitivity], error: float, aim: float, chosen: Seq
 
 
 def simulate(captured: CapturedGraph, pictures: Tensor, slices: Sequence[Slice]) -> Outputs:
-    """What eager PyTorch makes of the slices of `pictures` [N, …] in float32, one after the other."""
+    """What eager PyTorch makes of the slices of `pictures` [N, …], one after the other, with constants in the dtypes that they have."""
+    with torch.no_grad():
+        return joined([flatten(captured.module(pictures[start:stop])) for start, stop in slices])
+
+
+def in_float32(captured: CapturedGraph) -> CapturedGraph:
+    """A copy whose floating-point constants are float32."""
     graph = captured.copy()
     graph.cast_constants(torch.float32)
-    with torch.no_grad():
-        return joined([flatten(graph.module(pictures[start:stop])) for start, stop in slices])
+    return graph

@@ -14,7 +14,7 @@ from fastcnn.graph.capture import capture
 from fastcnn.graph.ir import CapturedGraph, aten
 from fastcnn.graph.passes import STANDARD_PASSES, run_passes
 from fastcnn.parity import Expected, expect
-from fastcnn.quantization.build import build, simulate
+from fastcnn.quantization.build import build, in_float32, simulate
 from fastcnn.quantization.edges import find_edges
 from fastcnn.quantization.gate import joined, judge
 from fastcnn.quantization.histogram import Histogram, grid_of, scale_of
@@ -74,7 +74,7 @@ def expected(model: nn.Module, ranges: Ranges) -> Expected:
 
 
 def error_of(graph: CapturedGraph, ranges: Ranges, expected: Expected) -> float:
-    outputs = simulate(graph, ranges.held_out.values(), expected.slices)
+    outputs = simulate(in_float32(graph), ranges.held_out.values(), expected.slices)
     return judge(outputs, joined(expected.reference), Limits(0.99, 0.99), runtime="eager").relative_error
 
 
