@@ -154,7 +154,8 @@ def _runtimes(quantize_for: QuantizeFor) -> Mapping[str, Callable[[Path, Sequenc
 
 
 def _refusal(path: Path, made: QuantizedGraph, found: Judgement, own: float) -> str:
-    text = f"{path} was not written: {found.runtime} misses the limits: {found.reason or f'relative error {found.relative_error:.3g}'}"
+    how = f"misses the limits: {found.reason}" if found.reason else f"is off by {found.relative_error:.3g}"
+    text = f"{path} was not written: {found.runtime} {how}"
     if found.relative_error <= allowed_in_a_runtime(own):
         return text
     text += f", while the same graph is off by {own:.2g} in eager PyTorch: {found.runtime} computes it wrongly"
