@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from fastcnn.export.options import (
     read_labels,
 )
 from fastcnn.export.pixel_input import PixelInput, normalize_in_graph, preprocessing_in, take_pixels
+from fastcnn.export.quantized import QuantizedGraph, judge_file, quantize_graph
 from fastcnn.export.report import ExportReport
 from fastcnn.files import check_target, replacing
 from fastcnn.graph.capture import capture
@@ -39,6 +41,7 @@ from fastcnn.models.weights import state_dict_sha256
 from fastcnn.parity import ParityReport
 from fastcnn.precision import Precision
 from fastcnn.preprocessing import Preprocessing
+from fastcnn.quantization.request import MAX_ACCURACY_DROP, MAX_ERROR, Calibration, Int8Request, Limits, parse_quantize_for
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +61,12 @@ def export_onnx(
     preprocess: str = "none",
     preprocessing: Preprocessing | None = None,
     tolerance: float | None = None,
+    calibration: Calibration | None = None,
+    quantize_for: str = "cpu",
+    portable: bool | None = None,
+    max_error: float = MAX_ERROR,
+    max_accuracy_drop: float = MAX_ACCURACY_DROP,
+    save_ranges: str | os.PathLike[str] | None = None,
 ) -> ExportReport:
     """Write a model as ONNX, in standard operators only, once onnxruntime or OpenVINO, where installed, agrees with the float64 reference.
 
@@ -69,7 +78,7 @@ def export_onnx(
         model: any classifier in evaluation mode that `torch.export` can capture, or a graph captured from one; not changed.
         example_input: [N, C, H, W]; its sizes, but for N, become those of the file, and its range that of the pictures it is checked with.
         opset: 13 to 23; by default the lowest of these that the graph needs, which the most runtimes read.
-        precision: "fp32", or "fp16" for float16 weights and arithmetic.
+        precision: "fp32"; "fp16" for float16 weights and arithmetic; "int8" for products of 8-bit numbers, which needs `calibration`.
         batch_size: "dynamic", or the one size that the file shall accept.
         softmax: return `probabilities` over dimension 1 instead.
         labels: names of the classes, or a text file with one a line; the model's own by default.
@@ -81,12 +90,28 @@ def export_onnx(
         preprocessing: from a picture to the model's input, for a model that does not say so itself; stored in the file in any case.
         tolerance: bound on the relative L2 error of the file, for a network that amplifies rounding, in place of the rule of its precision
             (`fastcnn.parity`). The file states it, and `verify_file` holds it to that.
+        calibration: for int8: a folder of pictures, a .npy or .npz file or an array of preprocessed ones [N, ...], of which up to 300 are observed
+            and others kept apart to judge the file by; or the .json file that an earlier export wrote to `save_ranges`.
+        quantize_for: "cpu" (uint8 activations), "tensorrt" (symmetric int8, judged in onnxruntime), or "any" (symmetric int8, judged everywhere).
+        portable: keep int8 weights to 7 bits, which no CPU saturates on; by default where this CPU has no VNNI.
+        max_error, max_accuracy_drop: of an int8 file on the pictures kept apart: bound on the relative L2 error, and the share that may get
+            another best class. Layers that hurt most go back to float until they hold.
+        save_ranges: a .json file for what the calibration found out.
 
     Raises:
         RequestError: a wrong option, an output that cannot be written, or an operation that ONNX lacks. Nothing was written.
         CaptureError: `torch.export` cannot capture the model.
         ParityError: the file computes in no runtime what the model computes; it was removed.
     """
+    int8 = None
+    if calibration is not None:
+        int8 = Int8Request(
+            calibration=calibration,
+            quantize_for=parse_quantize_for(quantize_for),
+            portable=portable,
+            limits=Limits(max_error, max_accuracy_drop),
+            save_ranges=None if save_ranges is None else Path(save_ranges),
+        )
     options = ExportOptions(
         format=ONNX,
         path=Path(path),
@@ -100,6 +125,7 @@ def export_onnx(
         preprocess=parse_preprocess(preprocess),
         preprocessing=preprocessing,
         tolerance=tolerance,
+        int8=int8,
     )
     return export_file(model, example_input, options)
 
@@ -193,24 +219,24 @@ def export_file(
     folding = captured if front is None or front.normalize else normalize_in_graph(captured, front.preprocessing)
     graph, passes = run_passes(folding, STANDARD_PASSES)
     say(f"lower to {options.format.title}")
+    made = None
+    if options.int8 is not None:
+        made = quantize_graph(_reference(model), graph, options, known, _weights_sha256(model), say)
+        graph, passes = made.quantized.graph, (*passes, made.quantized.report)
     finished = finish(graph, options.precision, options.softmax)
     if front is not None:
         finished = take_pixels(finished, front, options.batch_size)
     names = default_output_names(finished, "probabilities" if options.softmax else "logits")
     container = Container(options.format.name, options.format.lower(finished, names, options.batch_size, options.opset))
 
-    say("reference in float64")
     reference = _whole_reference(model, front, options.softmax)
-    checks = [FileCheck.prepare(reference, pictures) for pictures in picture_sets(example_input, front, options)]
-    for check in checks:
-        check.require_finite(captured.info["name"])
     with replacing(options.path, suffix=options.format.suffix) as draft:
         container.write(draft)
-        checked = run_checks(checks, draft, say)
-        report = ParityReport.of(
-            [row for runtime in checked.reports.values() for row in runtime.rows], checks[0].expected.dtype, notes=checks[0].expected.notes
+        checked = (
+            _check(captured.info["name"], reference, front, options, example_input, draft, say)
+            if made is None
+            else _judge(made, finished, reference, front, options, draft, say)
         )
-        report.require(f"{options.path} was not written: the {options.format.name} file of {captured.info['name']}")
         evidence = Evidence(
             captured=finished,
             output_names=names,
@@ -221,7 +247,8 @@ def export_file(
             reports=checked.reports,
             left_out=checked.left_out,
             digests=container.digests(),
-            golden=checks[0].golden(),
+            golden=checked.golden,
+            quantization=checked.quantization,
         )
         for name, reason in checked.left_out.items():
             log.warning("%s is not for %s: %s", options.path, name, reason)
@@ -233,10 +260,55 @@ def export_file(
         bytes=options.path.stat().st_size,
         sha256=sha256_of_file(options.path),
         seconds=time.perf_counter() - started,
-        parity=report,
+        parity=checked.whole(),
         passes=passes,
         metadata=metadata,
     )
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What the runtimes made of the file, those left out and why, and what the file keeps of it; of an int8 one also how it was quantized."""
+
+    reports: Mapping[str, ParityReport]
+    left_out: Mapping[str, str]
+    golden: Mapping[str, Any]
+    dtype: str
+    notes: tuple[str, ...] = ()
+    quantization: Mapping[str, Any] | None = None
+
+    def whole(self) -> ParityReport:
+        return ParityReport.of([row for runtime in self.reports.values() for row in runtime.rows], self.dtype, notes=self.notes)
+
+
+def _check(
+    name: str, reference: nn.Module, front: PixelInput | None, options: ExportOptions, example: Tensor, draft: Path, say: Callable[[str], None]
+) -> _Checked:
+    """Hold the file at `draft` against the reference, in its own precision. Raises ParityError."""
+    say("reference in float64")
+    checks = [FileCheck.prepare(reference, pictures) for pictures in picture_sets(example, front, options)]
+    for check in checks:
+        check.require_finite(name)
+    expected = checks[0].expected
+    of_runtimes = run_checks(checks, draft, say)
+    checked = _Checked(of_runtimes.reports, of_runtimes.left_out, {}, expected.dtype, expected.notes)
+    checked.whole().require(f"{options.path} was not written: the {options.format.name} file of {name}")
+    return replace(checked, golden=checks[0].golden())
+
+
+def _judge(
+    made: QuantizedGraph,
+    finished: CapturedGraph,
+    reference: nn.Module,
+    front: PixelInput | None,
+    options: ExportOptions,
+    draft: Path,
+    say: Callable[[str], None],
+) -> _Checked:
+    """Judge the int8 file at `draft` by its accuracy. Raises ParityError."""
+    judgements, golden = judge_file(made, finished, reference, front, options, draft, say)
+    reports = {judgement.runtime: ParityReport.of([judgement.row(made.request.limits)], Precision.int8.value) for judgement in judgements}
+    return _Checked(reports, {}, golden, Precision.int8.value, quantization=made.description(judgements))
 
 
 def _front(options: ExportOptions, preprocessing: Preprocessing | None) -> PixelInput | None:

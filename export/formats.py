@@ -22,6 +22,7 @@ class Format:
             None for the lowest that will do) → what a `Container` of this format holds.
         packages: what takes part, by module; of several packages for one module, the one that is installed counts.
         has_opset: it is written for a version of an operator set, which may be asked for.
+        has_int8: there are runtimes that multiply in 8 bits what such a file says.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Format:
     lower: Callable[[CapturedGraph, Sequence[str], int | None, int | None], bytes | Mapping[str, bytes]]
     packages: Mapping[str, tuple[str, ...]]
     has_opset: bool = False
+    has_int8: bool = False
 
 
 def _lower_onnx(captured: CapturedGraph, names: Sequence[str], batch_size: int | None, opset: int | None) -> bytes:
@@ -63,7 +65,7 @@ _ONNX_PACKAGES = {
     "openvino": ("openvino",),
 }
 
-ONNX = Format("onnx", "ONNX", ".onnx", _lower_onnx, _ONNX_PACKAGES, has_opset=True)
+ONNX = Format("onnx", "ONNX", ".onnx", _lower_onnx, _ONNX_PACKAGES, has_opset=True, has_int8=True)
 TORCHSCRIPT = Format("torchscript", "TorchScript", ".pt", _lower_torchscript, _TORCH_PACKAGES)
 PT2 = Format("pt2", ".pt2", ".pt2", _lower_pt2, _TORCH_PACKAGES)
 

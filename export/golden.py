@@ -43,7 +43,7 @@ class GoldenInput:
     """The two pictures as they are stored.
 
     Attributes:
-        levels: [2, ...] uint8.
+        levels: [2, ...] uint8; of an int8 file more than two.
         scale, offset: value = level · scale + offset in float32; None for a file that takes the levels themselves.
     """
 
@@ -85,7 +85,7 @@ class GoldenPair:
     """The pair as it stands in a file.
 
     Attributes:
-        pictures: [2, ...] float32, or uint8 for a file that takes pixels.
+        pictures: [2, ...] float32 (of an int8 file more than two), or uint8 for a file that takes pixels.
         batches: numbers of the pictures in each batch.
         outputs: for each batch the first rows of the reference's outputs.
         tolerance: bound on the relative L2 error.
@@ -99,8 +99,8 @@ class GoldenPair:
     dtype: str
 
 
-def encode(pair: GoldenInput, golden: GoldenPair) -> dict[str, Any]:
-    """The pair as JSON-able data; `pair` makes its pictures."""
+def encode(pair: GoldenInput, golden: GoldenPair, rows: str = f"the first {COUNT} rows") -> dict[str, Any]:
+    """The pair as JSON-able data; `pair` makes its pictures, `rows` says which rows of the outputs are kept."""
     rule = "the file takes them as they are" if pair.scale is None else "value = level * scale + offset in float32"
     return {
         "input": {
@@ -110,7 +110,7 @@ def encode(pair: GoldenInput, golden: GoldenPair) -> dict[str, Any]:
             "offset": pair.offset,
             "data": base64.b64encode(zlib.compress(pair.levels.tobytes(), 9)).decode("ascii"),
         },
-        "output_encoding": f"float64, little-endian, base64; the first {COUNT} rows",
+        "output_encoding": f"float64, little-endian, base64; {rows}",
         "batches": [
             {"pictures": list(batch), "outputs": [_encode_output(output) for output in outputs]}
             for batch, outputs in zip(golden.batches, golden.outputs, strict=True)

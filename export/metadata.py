@@ -35,6 +35,7 @@ class Evidence:
         left_out: why it is for no other one.
         digests: of the parts of the file.
         golden: the golden pair, encoded.
+        quantization: of an int8 file, how it was quantized and judged.
     """
 
     captured: CapturedGraph
@@ -47,6 +48,7 @@ class Evidence:
     left_out: Mapping[str, str]
     digests: Mapping[str, str]
     golden: Mapping[str, Any]
+    quantization: Mapping[str, Any] | None = None
 
 
 def build_metadata(options: ExportOptions, evidence: Evidence) -> dict[str, Any]:
@@ -79,6 +81,7 @@ def build_metadata(options: ExportOptions, evidence: Evidence) -> dict[str, Any]
         },
         "outputs": [{"name": name, "shape": shape, "dtype": "float32"} for name, shape in zip(evidence.output_names, shapes, strict=True)],
         "labels": _labels(info, options, shapes[0]),
+        **({} if evidence.quantization is None else {"quantization": dict(evidence.quantization)}),
         "passes": [str(report) for report in evidence.passes],
         "runtimes": list(evidence.reports),
         **({"left_out": dict(evidence.left_out)} if evidence.left_out else {}),

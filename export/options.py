@@ -13,12 +13,13 @@ from fastcnn.errors import RequestError, UnknownNameError
 from fastcnn.export.formats import Format
 from fastcnn.precision import Precision
 from fastcnn.preprocessing import Preprocessing
+from fastcnn.quantization.request import Int8Request
 
 Labels = str | os.PathLike[str] | Sequence[str] | None
 BatchSize = int | Literal["dynamic"]
 
 # What files can compute in.
-PRECISIONS = (Precision.fp32, Precision.fp16)
+PRECISIONS = (Precision.fp32, Precision.fp16, Precision.int8)
 # Below 13 operators differ in more than what `opsets` rewrites; above 23 the runtimes are not there yet.
 OPSETS = range(13, 24)
 BATCH_SIZES = (1, 2, 5)
@@ -51,6 +52,7 @@ class ExportOptions:
         preprocess: what the file does of the preprocessing itself.
         preprocessing: from a picture to the model's input; None for the model's own.
         tolerance: bound on the relative L2 error in place of the rule of the precision; None for that rule.
+        int8: what to calibrate with, and what passes; for that precision, and for no other.
 
     Raises RequestError where no file could be as asked.
     """
@@ -67,6 +69,7 @@ class ExportOptions:
     preprocess: Preprocess = Preprocess.none
     preprocessing: Preprocessing | None = None
     tolerance: float | None = None
+    int8: Int8Request | None = None
 
     def __post_init__(self) -> None:
         if self.opset is not None and not self.format.has_opset:
@@ -80,6 +83,22 @@ class ExportOptions:
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise RequestError(f"tolerance is a bound on the relative error, above 0 and below 1; it is {self.tolerance}")
 
+        self._check_int8()
+
+    def _check_int8(self) -> None:
+        if self.precision is not Precision.int8:
+            if self.int8 is not None:
+                raise RequestError(f"--calibration is for --precision int8, and {self.precision.value} was asked for: leave one of them out")
+            return
+        if not self.format.has_int8:
+            raise RequestError(f"int8 files are ONNX: a {self.format.title} file would compute in float32; give --onnx, or another --precision")
+        if self.int8 is None:
+            raise RequestError(
+                "precision int8 needs --calibration (calibration=): a folder of pictures, a .npy or .npz file of preprocessed ones, or ranges.json"
+            )
+        if self.tolerance is not None:
+            raise RequestError("tolerance is for the other precisions: an int8 file is held to --max-error (max_error=)")
+
     @property
     def slices(self) -> tuple[tuple[int, int], ...]:
         """The batches to check, as ranges of one picture set."""
@@ -91,9 +110,7 @@ class ExportOptions:
 
 def parse_precision(precision: str) -> Precision:
     """One of `PRECISIONS` by its name, in capitals or not. Raises RequestError for any other."""
-    name, known = precision.lower(), " and ".join(PRECISIONS)
-    if name == "int8":
-        raise RequestError(f"precision 'int8' is not supported yet; there are {known}")
+    name, known = precision.lower(), ", ".join(PRECISIONS)
     if name not in PRECISIONS:
         raise RequestError(f"unknown precision {precision!r}; there are {known}")
     return Precision(name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from fastcnn.export.container import read_container
 from fastcnn.export.runtimes import runtimes_for
 from fastcnn.export.seal import changed_sections
 from fastcnn.parity import BatchParity, Expected, ParityReport, compare
+from fastcnn.precision import Precision
 
 
 def verify_file(path: str | os.PathLike[str]) -> ParityReport:
@@ -37,6 +40,8 @@ def verify_file(path: str | os.PathLike[str]) -> ParityReport:
     if changed:
         failures.append(f"damaged: {' and '.join(changed)} in the description changed since the export (SHA-256)")
     notes = [] if changed is not None else ["the file is from before descriptions had a digest: nothing says whether it was edited"]
+    if metadata.get("precision") == Precision.int8.value:
+        return _judged(path, metadata, pair, failures, notes)
     batches = [np.ascontiguousarray(pair.pictures[list(batch)]) for batch in pair.batches]
     expected = Expected(pair.dtype, tuple((0, len(batch)) for batch in pair.batches), pair.outputs)
     rows: list[BatchParity] = []
@@ -53,3 +58,14 @@ def verify_file(path: str | os.PathLike[str]) -> ParityReport:
         kept = [golden.first_rows(outputs, batch) for outputs, batch in zip(results, pair.batches, strict=True)]
         rows += compare(kept, expected, tolerance=pair.tolerance, runtime=name).rows
     return ParityReport.of(rows, pair.dtype, failures, notes)
+
+
+def _judged(path: Path, metadata: Mapping[str, Any], pair: golden.GoldenPair, failures: list[str], notes: list[str]) -> ParityReport:
+    """The report on an int8 file: the gate of its export, on the pictures of it that the file keeps."""
+    from fastcnn.export.quantized import judge_again
+
+    try:
+        judgements, limits = judge_again(path, metadata, pair, failures)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path} has damaged metadata: {type(error).__name__}: {error}") from error
+    return ParityReport.of([judgement.row(limits) for judgement in judgements], pair.dtype, failures, notes)

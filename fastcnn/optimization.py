@@ -18,14 +18,18 @@ from fastcnn.graph.capture import capture
 from fastcnn.graph.given import unwrap
 from fastcnn.graph.passes import run_passes
 from fastcnn.graph.plan import BackendTiming
+from fastcnn.int8_builder import Int8Builder
 from fastcnn.optimized_module import ModuleSource, OptimizedModule
 from fastcnn.parity import Expected, compare, expect, flatten
 from fastcnn.precision import exact_float32
+from fastcnn.quantization.request import Calibration, Int8Request, Limits
 from fastcnn.target import Target
 
 log = logging.getLogger(__name__)
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8)
+# Dtypes in which every runtime reads the same ONNX model.
+_ONE_MODEL = (torch.float32, torch.int8)
 _ROUNDS, _CALLS_PER_ROUND, _SETTLE_SECONDS, _MAX_SECONDS = 7, 2, 0.02, 6.0
 
 
@@ -37,26 +41,46 @@ def optimize(
     backend: str = "auto",
     allow_tf32: bool = False,
     check: bool = True,
+    calibration: Calibration | None = None,
+    max_error: float | None = None,
 ) -> OptimizedModule:
     """Make the fastest module that computes the same function as `model`, which stays untouched.
 
     Args:
         model: any classifier in evaluation mode that `torch.export` can capture.
         example_input: [N, C, H, W] on the model's device. The batch stays dynamic, the other sizes are fixed; `auto` measures with this batch.
-        dtype: what weights are rounded to and the engine computes in: the example's dtype by default, `torch.float16` or `torch.bfloat16` on request.
+        dtype: what weights are rounded to and the engine computes in: the example's dtype by default, `torch.float16` or `torch.bfloat16` on request;
+            `torch.int8` for products of 8-bit numbers between a float32 input and output, on onnxruntime and openvino, with `calibration`.
         backend: "torch", "triton", "onnxruntime" or "openvino"; an explicit one never falls back to another. "auto" times those that can run and
             keeps the fastest.
         allow_tf32: float32 products may round their operands to 10 bits of mantissa on a GPU whose tensor cores are faster so.
-        check: hold the result against the reference in float64 on the example before it is returned.
+        check: hold the result against the reference in float64 on the example before it is returned; in int8, on pictures kept apart.
+        calibration: of int8: a folder of pictures, which become input as the model says; a .npy or .npz file, or an array, of preprocessed ones
+            [N, C, H, W]; or the .json file of ranges that an export saved.
+        max_error: of int8: bound on the relative L2 error on pictures kept apart, 0.1 by default; layers that hurt most go back to float until it
+            holds.
 
     Raises:
         InputError, CaptureError: see `fastcnn.graph.capture.capture`.
         BackendError: the backend cannot run here, or not with this dtype or device.
         ParityError: the result does not compute the same function.
+        RequestError: int8 without pictures that can serve, or options of int8 for another dtype.
     """
     engine = None if backend == "auto" else get_engine(backend)
-    builder = Builder(model, example_input, dtype=dtype, allow_tf32=allow_tf32, check=check)
+    int8 = _int8_request(dtype, calibration, max_error)
+    builder = Builder(model, example_input, dtype=dtype, allow_tf32=allow_tf32, check=check, int8=int8)
     return _fastest(builder) if engine is None else builder.build(engine)
+
+
+def _int8_request(dtype: torch.dtype | None, calibration: Calibration | None, max_error: float | None) -> Int8Request | None:
+    """The options of int8, for that dtype and no other. Raises RequestError."""
+    if dtype != torch.int8:
+        if calibration is not None or max_error is not None:
+            raise RequestError(f"calibration and max_error are for dtype=torch.int8, and dtype is {dtype}: leave them out")
+        return None
+    if calibration is None:
+        raise RequestError("dtype torch.int8 needs calibration=: a folder of pictures, a .npy file or an array of preprocessed ones, or ranges.json")
+    return Int8Request(calibration=calibration, limits=Limits() if max_error is None else Limits(max_error))
 
 
 class Builder:
@@ -65,13 +89,23 @@ class Builder:
     Arguments and errors as in `optimize`.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, *, dtype: torch.dtype | None = None, allow_tf32: bool = False, check: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        *,
+        dtype: torch.dtype | None = None,
+        allow_tf32: bool = False,
+        check: bool = True,
+        int8: Int8Request | None = None,
+    ) -> None:
         if dtype is not None and dtype not in _DTYPES:
             raise RequestError(f"dtype {dtype} is not one of {', '.join(map(str, _DTYPES))}")
         model = unwrap(model)
         self.captured = capture(model, example)
         self.target = Target(example.device, dtype or example.dtype, example.shape[0], allow_tf32)
         self.model, self.example, self.check = model, example, check
+        self._int8 = None if int8 is None else Int8Builder(model, example, int8)
         self._state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
         self._sources: dict[tuple[str, ...], ModuleSource] = {}
         self._artifacts: dict[tuple[str, ...], bytes] = {}
@@ -88,8 +122,8 @@ class Builder:
             raise BackendError(f"backend {engine.name!r}: {reason}")
         passes = tuple(engine.passes)
         source = self._source(passes)
-        # The float32 model of one runtime serves the other.
-        lowered = engine.lower(source.graph, self.target, self._artifacts.get(passes) if self.target.dtype == torch.float32 else None)
+        # The ONNX model of one runtime serves the other.
+        lowered = engine.lower(source.graph, self.target, self._artifacts.get(passes) if self.target.dtype in _ONE_MODEL else None)
         if lowered.artifact is not None:
             self._artifacts[passes] = lowered.artifact
         module = OptimizedModule(source, engine, lowered)
@@ -100,7 +134,10 @@ class Builder:
     def _source(self, passes: tuple[str, ...]) -> ModuleSource:
         if passes not in self._sources:
             graph, reports = run_passes(self.captured, passes)
-            graph.cast_constants(self.target.dtype)
+            if self._int8 is not None:
+                graph, report = self._int8.quantize(graph)
+                reports = (*reports, report)
+            graph.cast_constants(torch.float32 if self._int8 is not None else self.target.dtype)
             self._sources[passes] = ModuleSource(graph, self.target, reports, self._state)
         return self._sources[passes]
 
@@ -112,6 +149,9 @@ class Builder:
         )
 
     def _require_parity(self, module: OptimizedModule) -> None:
+        if self._int8 is not None:
+            self._int8.require(module)
+            return
         with exact_float32(), torch.no_grad():
             # The output has the input's dtype, which must not round what was computed in a wider one.
             pictures = self.example.to(torch.promote_types(self.example.dtype, self.target.dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -116,7 +117,7 @@ class OptimizedModule(nn.Module):
             with torch.autocast(self._device.type, enabled=False):
                 return self.forward(x)
         value = x.detach() if self.lowered.converts else x.detach().to(self._input_dtype)
-        outputs = self.lowered.run(value) if self._is_ordinary(value) else self._run_plainly(value.to(self.dtype))
+        outputs = self.lowered.run(value) if self._is_ordinary(value) else self._run_plainly(value.to(self.source.graph.input_dtype))
         return self._pack([_in_dtype(output, x.dtype) for output in outputs])
 
     def _check(self, x: Tensor) -> None:
@@ -150,7 +151,15 @@ class OptimizedModule(nn.Module):
                 self.backend,
             )
         with torch.no_grad():
-            return self.source.graph.module(value)
+            return self._plain_graph.module(value)
+
+    @functools.cached_property
+    def _plain_graph(self) -> CapturedGraph:
+        if self.dtype != torch.int8:
+            return self.source.graph
+        from fastcnn.quantization.quantize import unrounded_activations
+
+        return unrounded_activations(self.source.graph)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The weights of the reference under their original names, as they were before anything was folded.

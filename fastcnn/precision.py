@@ -18,16 +18,21 @@ log = logging.getLogger(__name__)
 
 
 class Precision(StrEnum):
-    """`tf32` is float32 tensors whose matrix products and convolutions round their operands to 10 bits of mantissa; `fp32` forbids that."""
+    """`tf32` is float32 tensors whose matrix products and convolutions round their operands to 10 bits of mantissa; `fp32` forbids that.
+
+    `int8` is float32 in and out, with products of 8-bit numbers in between: which numbers those are is observed on pictures
+    (`fastcnn.quantization`).
+    """
 
     fp32 = "fp32"
     tf32 = "tf32"
     fp16 = "fp16"
     bf16 = "bf16"
+    int8 = "int8"
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, the input and the output."""
+        """Of the weights, the input and the output; of int8, of all that is not rounded to 8 bits."""
         import torch
 
         return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.value, torch.float32)

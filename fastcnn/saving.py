@@ -51,7 +51,12 @@ def save(module: OptimizedModule, path: str | Path, *, force: bool = False, slim
         "version": __version__,
         "backend": module.backend,
         # The target in its parts among the graph's entries, where the first release had them: each reads the other's files.
-        "graph": graph | {"usual_batch": source.target.usual_batch, "allow_tf32": source.target.allow_tf32},
+        "graph": graph
+        | {
+            "usual_batch": source.target.usual_batch,
+            "allow_tf32": source.target.allow_tf32,
+            **({"int8": True} if source.target.dtype == torch.int8 else {}),
+        },
         "constants": store.put_all(source.graph.constants()),
         "state_dict": None if slim or source.state_dict is None else store.put_all(source.state_dict),
         "plan": Plan(module.backend, (), source.passes, source.choice).to_dict(),
@@ -111,7 +116,8 @@ def _restore(header: dict[str, Any], tensors: dict[str, Tensor], device: torch.d
     named = header["state_dict"]
     state_dict = None if named is None else {name: get(key).clone() for name, key in named.items()}
     # Files of the first release do not say whether TF32 is allowed.
-    target = Target(device, graph.input_dtype, header["graph"]["usual_batch"], header["graph"].get("allow_tf32", False))
+    dtype = torch.int8 if header["graph"].get("int8") else graph.input_dtype
+    target = Target(device, dtype, header["graph"]["usual_batch"], header["graph"].get("allow_tf32", False))
     return ModuleSource(graph, target, saved.passes, state_dict, saved.choice), _load_artifact(get, header["artifact"])
 
 

@@ -15,7 +15,7 @@ class Target:
 
     Attributes:
         device: of the input, the constants and the outputs; a CUDA device with its index.
-        dtype: of the constants, and what the engine computes in.
+        dtype: of the constants, and what the engine computes in; int8 means float32 around products of 8 bits.
         usual_batch: pictures in the batch that the engine prepares for, that of the example; every other batch runs too.
         allow_tf32: float32 products may round their operands to 10 bits of mantissa where the hardware is faster so.
     """
@@ -35,4 +35,6 @@ class Target:
         """The dtype and the products as one name; None for a dtype that has none, such as float64."""
         if self.tf32:
             return Precision.tf32
-        return {torch.float32: Precision.fp32, torch.float16: Precision.fp16, torch.bfloat16: Precision.bf16}.get(self.dtype)
+        return {torch.float32: Precision.fp32, torch.float16: Precision.fp16, torch.bfloat16: Precision.bf16, torch.int8: Precision.int8}.get(
+            self.dtype
+        )

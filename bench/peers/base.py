@@ -50,7 +50,8 @@ class Peer(ABC):
     name: ClassVar[str]
     ours: ClassVar[bool] = False
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
-    precisions: ClassVar[tuple[Precision, ...]] = tuple(Precision)
+    # int8 needs pictures to calibrate with, which a row has not.
+    precisions: ClassVar[tuple[Precision, ...]] = tuple(precision for precision in Precision if precision is not Precision.int8)
 
     def available(self, device: str = "cpu", precision: Precision = Precision.fp32) -> str | None:
         """None if the row can run on `device` in `precision`, else the reason in one line."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ from fastcnn.export.options import PRECISIONS, ExportOptions, Preprocess, parse_
 from fastcnn.files import check_target
 from fastcnn.precision import Precision
 from fastcnn.preprocessing import Preprocessing
+from fastcnn.quantization.request import MAX_ACCURACY_DROP, MAX_ERROR, SAMPLES, Int8Request, Limits, QuantizeFor
 
 if TYPE_CHECKING:
     from fastcnn.export import ExportReport
@@ -65,6 +66,37 @@ def export(
             metavar="X", help="Largest relative error that passes; the file states it, and verify holds it to that.  [default: by precision]"
         ),
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|FILE",
+            help="Of int8: a folder of pictures, a .npy or .npz file of preprocessed ones, or a .json file of --save-ranges.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help=f"Pictures of --calibration to observe at most.  [default: {SAMPLES}]")
+    ] = None,
+    save_ranges: Annotated[Path | None, typer.Option(metavar="FILE", help="Of int8: keep what the calibration found out, as JSON.")] = None,
+    quantize_for: Annotated[
+        QuantizeFor | None,
+        typer.Option(case_sensitive=False, help="Of int8: whose kernels the file is for.  [default: cpu]", show_default=False),
+    ] = None,
+    portable: Annotated[
+        bool | None,
+        typer.Option(
+            "--portable/--no-portable",
+            help="Of int8: weights of 7 bits, which no CPU saturates on.  [default: where this one would]",
+            show_default=False,
+        ),
+    ] = None,
+    max_error: Annotated[
+        float | None, typer.Option(metavar="X", help=f"Of int8: largest relative error on pictures kept apart.  [default: {MAX_ERROR}]")
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None,
+        typer.Option(metavar="X", help=f"Of int8: largest share of them that may get another best class.  [default: {MAX_ACCURACY_DROP}]"),
+    ] = None,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Of int8: print what rounding each layer does to the output.")] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -84,6 +116,16 @@ def export(
         opset=opset,
         preprocess=preprocess,
         tolerance=tolerance,
+        int8=_int8(
+            calibration,
+            samples=samples,
+            save_ranges=save_ranges,
+            quantize_for=quantize_for,
+            portable=portable,
+            max_error=max_error,
+            max_accuracy_drop=max_accuracy_drop,
+            sensitivity=sensitivity or None,
+        ),
     )
     from fastcnn.models.registry import model_spec
 
@@ -103,8 +145,22 @@ def export(
         report = export_file(network, torch.rand(shape, generator=torch.Generator().manual_seed(0)), options, say)
     if as_json:
         output.print_json(report)
-    else:
-        print_report(report)
+        return
+    if sensitivity:
+        _print_sensitivity(report.metadata["quantization"]["sensitivity"])
+    print_report(report)
+
+
+def _int8(calibration: str | None, **given: Any) -> Int8Request | None:
+    """The options of int8, those that were given; None without any."""
+    options = {name: value for name, value in given.items() if value is not None}
+    if calibration is None:
+        if options:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in options)
+            raise RequestError(f"{names} without --calibration: int8 needs pictures to observe, or the ranges of an earlier export")
+        return None
+    limits = {name: options.pop(name) for name in ("max_error", "max_accuracy_drop") if name in options}
+    return Int8Request(calibration=calibration, limits=Limits(**limits), **options)
 
 
 def _target(out: str) -> Path:
@@ -149,6 +205,7 @@ def print_report(report: ExportReport) -> None:
             **output.passes(one for one in report.passes if one.fired or one.declined),
             "parity": report.parity.summary(),
             "not for": "; ".join(f"{name} ({reason})" for name, reason in report.left_out.items()) or None,
+            **_quantization(report.metadata.get("quantization")),
             "input": _tensor(entry),
             "output": ", ".join(_tensor(one) for one in report.metadata["outputs"]),
             "opset": report.metadata.get("opset"),
@@ -161,6 +218,36 @@ def print_report(report: ExportReport) -> None:
             "or": f"fastcnn predict {shlex.quote(str(report.path))} PICTURE" if entry["preprocessing"] else None,
         }
     )
+
+
+def _quantization(about: Mapping[str, Any] | None) -> dict[str, str]:
+    """How an int8 file was calibrated, what it computes in 8 bits, and how far its answers moved in each runtime."""
+    if about is None:
+        return {}
+    source, left = about["calibration"], about["float_layers"]
+    skipped = f", {source['skipped']} files skipped" if source["skipped"] else ""
+    return {
+        "calibration": f"{source['samples']} pictures of {source['source']}{skipped}, {about['held_out']} others to judge by",
+        "int8": f"{about['layers'] - len(left)} of {about['layers']} layers, weights of {about['weight_bits']} bits, for {about['for']}, "
+        f"judged on {about['instruction_set']}" + (f"; in float: {', '.join(left)}" if left else ""),
+        **{
+            f"in {runtime}": f"relative error {figures['relative_error']:g}, top-1 agreement {figures['top1_agreement']:.0%}, "
+            f"probability of the best class moved by {figures['mean_change']:g} on average, {figures['largest_change']:g} at most"
+            for runtime, figures in about["gate"].items()
+        },
+    }
+
+
+def _print_sensitivity(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The layer that hurts most first; a bar for each."""
+    largest = max((row["weights"] ** 2 + row["activations"] ** 2) ** 0.5 for row in rows) or 1.0
+    lines = []
+    for row in rows:
+        both = (row["weights"] ** 2 + row["activations"] ** 2) ** 0.5
+        lines.append(
+            [row["layer"], f"{row['weights']:.2%}", f"{row['activations']:.2%}", f"{row['operations'] / 1e6:.1f} M", "█" * round(20 * both / largest)]
+        )
+    output.print_table(["layer", "weights", "activations", "multiply-adds", "error of the output, alone"], lines)
 
 
 def _tensor(entry: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from fastcnn.target import Target
 
 
 class OnnxRuntimeEngine:
-    """Runs on the CPU; float32, and float16 with the runtime's own casts around what it has no float16 kernel for.
+    """Runs on the CPU; float32, int8, and float16 with the runtime's own casts around what it has no float16 kernel for.
 
     Args:
         passes: names of the passes that run over a graph before it is lowered.
@@ -42,7 +42,7 @@ class OnnxRuntimeEngine:
         """Why it cannot run on the target's device or in its dtype, or None where it can."""
         if target.device.type != "cpu":
             return f"runs on the CPU only, the input is on {target.device}"
-        return None if target.dtype in (torch.float32, torch.float16) else f"has no kernels for {target.dtype} on a CPU"
+        return None if target.dtype in (torch.float32, torch.float16, torch.int8) else f"has no kernels for {target.dtype} on a CPU"
 
     def unfit_for_auto(self) -> str | None:
         """None: `auto` always tries it."""
@@ -69,7 +69,8 @@ class OnnxRuntimeEngine:
                 raise BackendError(f"onnxruntime cannot run the model: {reason(error)}") from error
 
         # Its kernels keep NaN, but where a LayerNorm overflows is not where PyTorch's does.
-        return Lowered(on_tensors(run), lambda: _rows(captured, model), artifact=model, run_array=run)
+        input_dtype = torch.float32 if target.dtype == torch.int8 else None
+        return Lowered(on_tensors(run), lambda: _rows(captured, model), input_dtype=input_dtype, artifact=model, run_array=run)
 
 
 def _rows(captured: CapturedGraph, model: bytes) -> tuple[PlanRow, ...]:

@@ -20,11 +20,11 @@ from fastcnn.graph.passes import STANDARD_PASSES
 from fastcnn.runtimes.openvino import compile_model, reason
 from fastcnn.target import Target
 
-_PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "f32"}
 
 
 class OpenVinoEngine:
-    """Runs on the CPU; float32, and bfloat16 where the CPU multiplies it natively.
+    """Runs on the CPU; float32, int8, and bfloat16 where the CPU multiplies it natively.
 
     Args:
         passes: names of the passes that run over a graph before it is lowered.

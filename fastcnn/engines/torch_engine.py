@@ -60,6 +60,8 @@ class TorchEngine:
 
     def unsupported(self, target: Target) -> str | None:
         """Why it cannot run on the target's device or in its dtype, or None where it can."""
+        if target.dtype == torch.int8:
+            return "multiplies no 8-bit numbers: onnxruntime and openvino do"
         return None if target.dtype.is_floating_point else f"{target.dtype} is not a floating-point dtype"
 
     def unfit_for_auto(self) -> str | None:

@@ -5,6 +5,7 @@ Targets are ATen overloads by their schema names and a few pure Python functions
 
 from __future__ import annotations
 
+import importlib
 import operator
 from typing import Any
 
@@ -25,6 +26,8 @@ _FUNCTIONS: dict[str, Any] = {
         )
     },
 }
+# What stands around products of 8 bits; registered by the import of torch.ao, which takes a moment.
+_QUANTIZED = ("quantize_per_tensor", "dequantize_per_tensor", "dequantize_per_channel")
 # ATen's operation that opens a file.
 _REACHES_OUTSIDE = ("from_file",)
 _NAMES = {function: name for name, function in _FUNCTIONS.items()}
@@ -137,6 +140,10 @@ def _target(name: str) -> Any:
         target = getattr(getattr(torch.ops.aten, packet, None), overload, None)
         if isinstance(target, torch._ops.OpOverload):
             return target
+    if namespace == "quantized_decomposed" and packet in _QUANTIZED and overload == "default":
+        importlib.import_module("torch.ao.quantization.fx._decomposed")
+        operation: Any = getattr(torch.ops.quantized_decomposed, packet).default
+        return operation
     raise FileFormatError(f"the file's graph calls {name!r}, which this version of PyTorch does not have as an ATen operation")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastcnn.data
 from fastcnn.errors import ParityError
 from fastcnn.export import exporter
 from fastcnn.export.exporter import export_file
@@ -128,7 +129,7 @@ BAD = {
     "opset of no ONNX": (["export", "simple_cnn", "--pt2", "--opset", "18"], "--opset"),
     "unknown opset": (["export", "simple_cnn", "--onnx", "--opset", "999"], "999"),
     "opset too old": (["export", "simple_cnn", "--onnx", "--opset", "1"], "or none for the lowest that the model needs"),
-    "int8": (["export", "simple_cnn", "--onnx", "--precision", "int8"], "not supported yet"),
+    "int8": (["export", "simple_cnn", "--onnx", "--precision", "int8"], "needs --calibration"),
     "a precision that no file has": (["export", "simple_cnn", "--onnx", "--precision", "bf16"], "there are fp32 and fp16"),
     "batch of words": (["export", "simple_cnn", "--onnx", "--batch-size", "many"], "'many'"),
     "batch of zero": (["export", "simple_cnn", "--onnx", "--batch-size", "0"], "'0'"),
@@ -186,4 +187,38 @@ def test_failed_check_is_code_1(cli, tmp_path, monkeypatch):
     result = cli("export", "simple_cnn", "--onnx")
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == "error: simple_cnn.onnx differs from its reference by 0.25"
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_from_a_folder_of_pictures(cli, tmp_path):
+    pictures = Path(fastcnn.data.__file__).with_name("digits")
+    given = ("simple_cnn", "--weights", "mnist", "--onnx", "--precision", "int8")
+    result = cli("export", *given, "--calibration", pictures, "--save-ranges", "ranges.json", "--sensitivity", "--max-error", "0.3")
+    assert result.exit_code == 0, result.stderr
+    assert "8 pictures are few" in result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].split()[:3] == ["layer", "weights", "activations"]
+    assert {line.split()[0] for line in lines[1:4]} == {"conv1", "conv2", "fc"}
+    assert "8 pictures of digits, 2 others to judge by" in result.stdout
+    assert "3 of 3 layers" in result.stdout
+    assert cli("verify", "simple_cnn.onnx").exit_code == 0
+    result = cli("export", *given, "--calibration", "ranges.json", "--max-error", "1e-7", "-o", "again.onnx")
+    assert result.exit_code == 1
+    assert "misses its limits in int8" in result.stderr
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["ranges.json", "simple_cnn.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--precision", "int8"], "precision int8 needs --calibration"),
+        (["--calibration", "nowhere"], "--calibration is for --precision int8"),
+        (["--precision", "int8", "--max-error", "0.1"], "--max-error without --calibration"),
+        (["--precision", "int8", "--calibration", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_int8_without_what_it_needs(cli, tmp_path, options, message):
+    result = cli("export", "simple_cnn", "--onnx", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
     assert not list(tmp_path.iterdir())

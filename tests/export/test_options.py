@@ -19,7 +19,12 @@ from fastcnn.precision import Precision
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"precision": "int8"}, "'int8' is not supported yet; there are fp32 and fp16"),
+        ({"precision": "int8"}, "int8 needs --calibration"),
+        ({"calibration": "folder"}, "--calibration is for --precision int8, and fp32 was asked for"),
+        ({"precision": "int8", "calibration": "folder", "tolerance": 0.1}, "an int8 file is held to --max-error"),
+        ({"precision": "int8", "calibration": "folder", "max_error": 0.0}, "max_error is a share, above 0 and below 1"),
+        ({"precision": "int8", "calibration": "folder", "quantize_for": "gpu"}, "unknown quantize_for 'gpu'"),
+        ({"precision": "int8", "calibration": "folder", "save_ranges": "ranges.txt"}, "ranges.txt does not end in .json"),
         ({"precision": "fp8"}, "unknown precision 'fp8'"),
         ({"opset": 12}, "opset 12 cannot be written: give one from 13 to 23, or none for the lowest that the model needs"),
         ({"opset": 24}, "opset 24 cannot be written: give one from 13 to 23"),
@@ -92,7 +97,7 @@ def test_a_fixed_batch_is_checked_on_several_batches(tmp_path: Path) -> None:
 
 def test_precisions_by_name_in_capitals_or_not() -> None:
     assert parse_precision("FP16") is parse_precision(Precision.fp16) is Precision.fp16
-    with pytest.raises(RequestError, match="unknown precision 'bf16'; there are fp32 and fp16"):
+    with pytest.raises(RequestError, match="unknown precision 'bf16'; there are fp32, fp16, int8"):
         parse_precision("bf16")
 
 

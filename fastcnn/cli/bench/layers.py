@@ -32,6 +32,8 @@ def layers(
 ) -> None:
     """Time every implementation of every convolution of MODEL on the GPU. Ctrl-C keeps the layers that are finished."""
     batch_sizes = batch_sizes_of(batch_size)
+    if precision is Precision.int8:
+        raise RequestError("layers are not timed in int8: there are fp32, tf32, fp16 and bf16")
     names = None if implementations is None else names_of(implementations)
     if names == []:
         raise RequestError("--implementations names none; leave it out for all of them")

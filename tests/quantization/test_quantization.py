@@ -1,0 +1,213 @@
+"""Which values are rounded, how well their ranges fit, and what the rounding does."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastcnn.errors import FileFormatError, ParityError, RequestError
+from fastcnn.graph.capture import capture
+from fastcnn.graph.ir import CapturedGraph, aten
+from fastcnn.graph.passes import STANDARD_PASSES, run_passes
+from fastcnn.parity import Expected, expect
+from fastcnn.quantization.build import build, in_float32, simulate
+from fastcnn.quantization.edges import find_edges
+from fastcnn.quantization.gate import joined, judge
+from fastcnn.quantization.histogram import Histogram, grid_of, scale_of
+from fastcnn.quantization.quantize import quantize, quantized, round_weight
+from fastcnn.quantization.ranges import Ranges, calibrate
+from fastcnn.quantization.request import Limits
+from fastcnn.quantization.samples import draw
+from fastcnn.quantization.scheme import Scheme
+from fastcnn.quantization.sensitivity import sensitivities
+
+SCHEMES = [Scheme(), Scheme(weight_bits=7), Scheme(symmetric=True)]
+
+
+class Branches(nn.Module):
+    """[N, 3, 16, 16] → [N, 5]: a concat behind pools, a residual add, a SiLU, and a convolution of one pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.stem, self.left, self.right = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 1), nn.Conv2d(8, 10, 3, padding=1)
+        self.body, self.smooth, self.gate = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.Conv2d(16, 12, 1), nn.Conv2d(12, 12, 1)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.max_pool2d(torch.relu(self.stem(x)), 2)
+        joined = torch.cat([torch.relu(self.left(x)), torch.relu(self.right(x))], 1)
+        x = torch.relu(joined + self.body(joined))
+        x = nn.functional.silu(self.smooth(x))
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        return self.head(x.mean((2, 3)))
+
+
+def pictures(count: int) -> Tensor:
+    coarse = torch.randn(count, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+    return nn.functional.interpolate(coarse, size=16, mode="bicubic")
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return Branches().eval()
+
+
+@pytest.fixture(scope="module")
+def graph(model: nn.Module) -> CapturedGraph:
+    return run_passes(capture(model, pictures(2)), STANDARD_PASSES)[0]
+
+
+@pytest.fixture(scope="module")
+def ranges(graph: CapturedGraph) -> Ranges:
+    return calibrate(graph, draw(pictures(120), (3, 16, 16), None), "weights")
+
+
+@pytest.fixture(scope="module")
+def expected(model: nn.Module, ranges: Ranges) -> Expected:
+    held_out = ranges.held_out.values()
+    return expect(model, held_out, [(0, len(held_out))], dtype=torch.float32)
+
+
+def error_of(graph: CapturedGraph, ranges: Ranges, expected: Expected) -> float:
+    outputs = simulate(in_float32(graph), ranges.held_out.values(), expected.slices)
+    return judge(outputs, joined(expected.reference), Limits(0.99, 0.99), runtime="eager").relative_error
+
+
+def test_values_that_a_runtime_computes_together_share_their_scale(graph: CapturedGraph) -> None:
+    edges = find_edges(graph)
+    by_layer = {layer.name: layer for layer in edges.layers}
+    group = {node: number for number, nodes in enumerate(edges.groups()) for node in nodes}
+    concat = next(graph.calls(aten.cat.default))
+    left, right = concat.all_input_nodes
+    assert group[left] == group[right] == group[concat]
+    pool = by_layer["left"].input
+    assert group[pool] == group[pool.all_input_nodes[0]]
+    assert len(edges.readers[pool]) == 2, "one pair behind the pool serves both branches"
+    add = next(graph.calls(aten.add.Tensor))
+    (together,) = [groups for groups in edges.scales() if len(groups) > 1]
+    assert {node for nodes in together for node in nodes} >= set(add.all_input_nodes)
+    # What goes into a SiLU stays as it is, and so does what the gate of one pixel reads.
+    assert by_layer["smooth"].node not in edges.readers
+    assert by_layer["gate"].weight_only
+    assert by_layer["gate"].input not in edges.readers
+    assert find_edges(graph, ["head"]).layers[-1].name != "head"
+
+
+def test_one_pair_behind_each_value_and_weights_as_integers(graph: CapturedGraph, ranges: Ranges) -> None:
+    made, report = quantize(graph, ranges.of(Scheme()), Scheme(), means=ranges.means)
+    edges = find_edges(graph)
+    assert report.fired == len(edges.layers) == 7
+    assert len(list(made.calls(quantized.quantize_per_tensor.default))) == len(edges.values)
+    assert len(list(made.calls(quantized.dequantize_per_channel.default))) == len(edges.layers)
+    integers = {name: tensor for name, tensor in made.constants().items() if tensor.dtype == torch.int8 and tensor.dim() > 1}
+    assert len(integers) == len(edges.layers)
+    assert sum(tensor.numel() for tensor in made.constants().values() if tensor.is_floating_point()) < 200, "no weight stays in float"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=["uint8", "7 bits", "symmetric"])
+def test_the_error_is_small_and_the_correction_lessens_it(graph: CapturedGraph, ranges: Ranges, expected: Expected, scheme: Scheme) -> None:
+    plain, corrected = (quantize(graph, ranges.of(scheme), scheme, means=means)[0] for means in (None, ranges.means))
+    error = error_of(corrected, ranges, expected)
+    assert 0 < error < 0.05
+    assert error < 1.02 * error_of(plain, ranges, expected)
+
+
+def test_a_histogram_finds_the_range_of_least_squared_error() -> None:
+    values = torch.cat([torch.randn(100_000, generator=torch.Generator().manual_seed(0)), torch.tensor([200.0])])
+    for scheme, shift in itertools.product([Scheme(), Scheme(symmetric=True)], [0.0, 3.0]):
+        histogram = Histogram()
+        for part in (values + shift).split(10_000):
+            histogram.add(part)
+        low, high = histogram.best_range(scheme)
+        assert low <= 0 <= high
+
+        def lost(low: float, high: float, scheme: Scheme = scheme, shift: float = shift) -> float:
+            grid = grid_of(low, high, scheme)
+            lowest, highest = scheme.levels
+            whole = values + shift
+            rounded = (((whole / grid.scale).round() + grid.zero_point).clamp(lowest, highest) - grid.zero_point) * grid.scale
+            return float((rounded - whole).square().sum())
+
+        # Of ranges a little wider and narrower, none is much better.
+        assert lost(low, high) <= 1.1 * min(lost(low * wider, high * wider) for wider in (0.8, 0.95, 1.05, 1.2))
+
+
+def test_grids_hold_zero_exactly() -> None:
+    for low, high in ((0.0, 6.0), (-0.3, 5.0), (-2.0, 0.0), (0.0, 0.0)):
+        for scheme in (Scheme(), Scheme(symmetric=True)):
+            grid = grid_of(low, high, scheme)
+            assert scheme.levels[0] <= grid.zero_point <= scheme.levels[1]
+            assert grid.scale == scale_of(low, high, scheme) > 0
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_weights_lose_at_most_what_their_bits_allow(bits: int) -> None:
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 2, 6).reshape(-1, 1, 1, 1)
+    weight[3] = 0
+    integers, scales = round_weight(weight, Scheme(weight_bits=bits))
+    assert integers.abs().max() <= 2 ** (bits - 1) - 1
+    lost = (integers * scales.reshape(-1, 1, 1, 1) - weight).flatten(1).norm(dim=1)
+    assert bool((lost <= 2.0 ** (1 - bits) * weight.flatten(1).norm(dim=1) + 1e-12).all())
+
+
+def test_the_sensitivity_of_a_layer_is_about_what_it_does_alone(graph: CapturedGraph, ranges: Ranges, expected: Expected) -> None:
+    scheme = Scheme(weight_bits=7)
+    names = [layer.name for layer in find_edges(graph).layers]
+    rows = {row.layer: row for row in sensitivities(graph, ranges.of(scheme), scheme, ranges.held_out.values())}
+    assert list(rows) != names
+    assert set(rows) == set(names)
+    for name in ("stem", "body", "head"):
+        alone = quantize(graph, ranges.of(scheme), scheme, [other for other in names if other != name])[0]
+        assert rows[name].square ** 0.5 == pytest.approx(error_of(alone, ranges, expected), rel=0.6)
+
+
+def test_layers_go_back_to_float_until_the_limit_holds(graph: CapturedGraph, ranges: Ranges, expected: Expected) -> None:
+    scheme, held_out = Scheme(weight_bits=7), ranges.held_out.values()
+    whole = build(graph, ranges, scheme, Limits(), expected, held_out)
+    assert (whole.float_layers, whole.sensitivity) == ((), ())
+    limit = whole.judgement.relative_error * 0.6
+    part = build(graph, ranges, scheme, Limits(max_error=limit), expected, held_out)
+    assert part.judgement.relative_error <= limit
+    assert 0 < len(part.float_layers) < part.layers
+    assert len(part.sensitivity) == part.layers
+    with pytest.raises(ParityError, match="the layers that hurt most: "):
+        build(graph, ranges, scheme, Limits(max_error=1e-6), expected, held_out)
+
+
+def test_ranges_are_the_same_from_their_file(ranges: Ranges, graph: CapturedGraph, tmp_path: Path) -> None:
+    path = tmp_path / "ranges.json"
+    ranges.save(path)
+    again = Ranges.load(path)
+    assert again.grids == ranges.grids
+    assert torch.equal(again.held_out.values(), ranges.held_out.values())
+    assert all(torch.allclose(again.means[name], mean, rtol=1e-6) for name, mean in ranges.means.items())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["ranges.json"]
+    path.write_text(path.read_text()[:-10])
+    with pytest.raises(FileFormatError, match="holds no ranges"):
+        Ranges.load(path)
+    with pytest.raises(RequestError, match="cannot be read"):
+        Ranges.load(tmp_path / "nowhere.json")
+    with pytest.raises(RequestError, match="belong to another graph"):
+        quantize(graph, {}, Scheme())
+
+
+@pytest.mark.parametrize("name", ["max_error", "max_accuracy_drop"])
+def test_limits_are_shares(name: str) -> None:
+    with pytest.raises(RequestError, match=f"{name} is a share"):
+        Limits(**{name: 1.5})
+
+
+def test_the_gate_says_what_broke_it() -> None:
+    truth = [torch.randn(50, 7, generator=torch.Generator().manual_seed(0)).double().numpy()]
+    assert judge(truth, truth, Limits(), runtime="r").passed
+    assert "NaN or infinity at 350" in judge([truth[0] * float("nan")], truth, Limits(), runtime="r").reason
+    assert "relative error 0.5 is above 0.1" in judge([truth[0] * 0.5], truth, Limits(), runtime="r").reason
+    assert "50 of 50 pictures get another best class" in judge([-truth[0]], truth, Limits(), runtime="r").reason
+    assert "output shapes" in judge([truth[0][:, :3]], truth, Limits(), runtime="r").reason
+    moved = judge([truth[0] + 1], truth, Limits(0.99), runtime="r")
+    assert moved.largest_change == pytest.approx(0, abs=1e-12), "a shift of all logits moves no probability"
