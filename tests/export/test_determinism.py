@@ -10,23 +10,28 @@ from pathlib import Path
 from export_networks import EXPORTERS, SUFFIX
 
 _SCRIPT = """
+import subprocess
 import sys
 sys.path.insert(0, sys.argv[1])
 from export_networks import EXPORTERS, SUFFIX, example, small
-for folder in sys.argv[2:]:
+from fresh_processes import running_them_forked
+if sys.argv[2] == "forked":
+    subprocess.run = running_them_forked(subprocess.run)
+for folder in sys.argv[3:]:
     for format_, export in EXPORTERS.items():
         export(small(), f"{folder}/model{SUFFIX[format_]}", example(), labels=list("abcd"))
 """
 
 
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    """The second one checks its archives in processes of their own, as a user's does."""
     folders = [tmp_path / name for name in ("first", "second", "third")]
     for folder in folders:
         folder.mkdir()
     helpers = str(Path(__file__).resolve().parents[1])
-    for seed, into in (("1", folders[:2]), ("2", folders[2:])):
+    for seed, checks, into in (("1", "forked", folders[:2]), ("2", "plain", folders[2:])):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
-        command = [sys.executable, "-P", "-c", _SCRIPT, helpers, *map(str, into)]
+        command = [sys.executable, "-P", "-c", _SCRIPT, helpers, checks, *map(str, into)]
         process = subprocess.run(command, capture_output=True, text=True, cwd=into[0], env=environment, check=False)
         assert process.returncode == 0, process.stderr
     for format_ in EXPORTERS:
