@@ -75,6 +75,8 @@ def optimize(
     )
     if precision is Precision.tf32 and device is not Device.cuda:
         raise RequestError("tf32 is a mode of NVIDIA GPUs: take --device cuda, or --precision fp32")
+    if precision is Precision.int8:
+        raise RequestError("int8 needs pictures to observe: in Python, fastcnn.optimize(…, dtype=torch.int8, calibration=DIR), then fastcnn.save")
     path = check_target(out or Path(request.read_model().stem + ".fast"), force, "-o")
     started = time.perf_counter()
     with output.working(f"optimizing {request.model}") as say:
