@@ -6,13 +6,15 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from fastcnn.bench.measuring.measure import ProgressCallback, Settings, make_inputs, measure_group, no_progress, one_line, pinned_threads, warm_up
 from fastcnn.bench.measuring.timing import Instruments
 from fastcnn.bench.peers.base import Peer
-from fastcnn.bench.peers.subject import WEIGHTS, Subject, model_under_test
+from fastcnn.bench.peers.runtimes import FromFile
+from fastcnn.bench.peers.subject import WEIGHTS, FileSubject, Subject, subject_of
 from fastcnn.bench.records.environment import environment, gpu
 from fastcnn.bench.records.result import BenchmarkReport, GroupResult, check_baseline
 from fastcnn.bench.studies.ceilings import measure_machine_ceilings
@@ -21,7 +23,7 @@ from fastcnn.bench.studies.ladder import ladder_of, rungs_of
 from fastcnn.bench.studies.plan_roofline import roofline_of
 from fastcnn.engines import available_backends
 from fastcnn.errors import BackendError, FastcnnError, RequestError
-from fastcnn.models import model_spec
+from fastcnn.models.request import ModelRequest
 from fastcnn.precision import Precision
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ class Extras:
 
 
 def benchmark(
-    models: Sequence[str],
+    models: Sequence[str | ModelRequest],
     batch_sizes: Sequence[int],
     peers: Sequence[Peer],
     settings: Settings,
@@ -58,7 +60,8 @@ def benchmark(
     """Times all peers on every model and batch size, one after the other in this process.
 
     Args:
-        models: names of the registry; they get seeded random weights.
+        models: names of the registry, which get seeded random weights; or requests for a model of any kind, or for an ONNX file, of which
+            only the rows that run plain ONNX files are measured.
         precision: what all of them compute in.
         progress_of: makes the progress display of one model and batch size from its title.
 
@@ -68,20 +71,49 @@ def benchmark(
     check_settings(settings, batch_sizes)
     check_baseline(settings.baseline, [peer.name for peer in peers])
     check_device(device, peers, precision)
-    specs = [model_spec(name) for name in models]
+    requests = [ModelRequest(model) if isinstance(model, str) else model for model in models]
+    titles = [request.read().title for request in requests]
     chosen = {"device": device, "precision": precision.value, "peers": [peer.name for peer in peers], "weights": WEIGHTS, **asdict(extras)}
     report = BenchmarkReport(environment(device), asdict(settings) | chosen)
-    run = _Run(report, peers, settings, device, extras)
-    for spec in specs:
-        with Subject(model_under_test(spec.name), precision, device) as subject:
+    for title, request in zip(titles, requests, strict=True):
+        subject, sizes = subject_of(request, precision, device)
+        _note_weights(report, title, subject)
+        run = _Run(report, _rows_for(subject, peers, title), settings, device, extras, request)
+        with subject:
             for batch_size in batch_sizes:
-                with progress_of(f"{spec.name}, batch {batch_size}") if progress_of else nullcontext(no_progress) as progress:
-                    run.measure(spec.name, subject, (batch_size, *spec.input_size), progress)
+                _check_batch(subject, batch_size, title)
+                with progress_of(f"{title}, batch {batch_size}") if progress_of else nullcontext(no_progress) as progress:
+                    run.measure(title, subject, (batch_size, *sizes), progress)
                 if report.interrupted:
                     return report
     if device == "cuda":
         report.environment = {**report.environment, "gpu_after_run": gpu()}
     return report
+
+
+def _note_weights(report: BenchmarkReport, title: str, subject: Subject) -> None:
+    """Beside the settings, where a model has other weights than those that the models of the registry get."""
+    described: Any = getattr(subject.model, "fastcnn_info", None)
+    weights = described.weights if described is not None else f"those of {title}"
+    if weights != WEIGHTS:
+        noted = report.settings["weights"]
+        report.settings = {**report.settings, "weights": {**(noted if isinstance(noted, dict) else {}), title: weights}}
+
+
+def _rows_for(subject: Subject, peers: Sequence[Peer], title: str) -> Sequence[Peer]:
+    """All rows; of an ONNX file those that run one as it is."""
+    if not isinstance(subject, FileSubject):
+        return peers
+    rows = [peer for peer in peers if isinstance(peer, FromFile) and not peer.ours and "cpu" in peer.devices]
+    if not rows:
+        raise RequestError(f"{title} is an ONNX file, which onnxruntime and openvino run: name one of them with --peers, or leave it out")
+    return rows
+
+
+def _check_batch(subject: Subject, batch_size: int, title: str) -> None:
+    fixed = subject.taken[0] if isinstance(subject, FileSubject) else None
+    if fixed not in (None, batch_size):
+        raise RequestError(f"{title} takes a batch of {fixed} alone: give --batch-size {fixed}")
 
 
 @dataclass(frozen=True)
@@ -93,6 +125,7 @@ class _Run:
     settings: Settings
     device: str
     extras: Extras
+    request: ModelRequest
 
     def measure(self, model: str, subject: Subject, shape: tuple[int, ...], progress: ProgressCallback) -> None:
         """Appends a group to the report. What is finished before a Ctrl-C stays in it."""
@@ -101,9 +134,9 @@ class _Run:
         if group.interrupted:
             return
         with _ending_at_ctrl_c(group):
-            if self.extras.ladder:
+            if self.extras.ladder and not isinstance(subject, FileSubject):
                 self._climb(model, subject, group, progress)
-            if self.extras.roofline and not group.interrupted:
+            if self.extras.roofline and not isinstance(subject, FileSubject) and not group.interrupted:
                 self._compare_with_ceilings(subject, group, progress)
             if self.extras.cold_start and not group.interrupted:
                 self._start_cold(model, subject, group, progress)
@@ -144,7 +177,9 @@ class _Run:
         jobs = [*rows, *(name for name in rungs if name not in rows)]
         for step, name in enumerate(jobs):
             progress("cold start", step, len(jobs), name)
-            request = ColdStartRequest(model, name, self.device, subject.precision.value, group.input_shape, self.settings.threads)
+            request = ColdStartRequest(
+                model, name, self.device, subject.precision.value, group.input_shape, self.settings.threads, asdict(self.request)
+            )
             try:
                 found = cold_start(request)
             except BackendError as problem:

@@ -29,17 +29,24 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         RequestError: no such file.
         FileFormatError: truncated, of another format, or not exported by fastcnn.
     """
-    path = Path(path)
+    return parse(Path(path), *_read(Path(path)))
+
+
+def read_any(path: Path) -> tuple[str, dict[str, Any] | None]:
+    """(name of the format, what `read_metadata` returns, or None for a file that others made). Errors as of `read_metadata`."""
+    format_, text = _read(path)
+    return format_, None if text is None else parse(path, format_, text)
+
+
+def _read(path: Path) -> tuple[str, str | None]:
     if not path.is_file():
         raise RequestError(f"{path} is a folder" if path.is_dir() else f"{path} does not exist")
     with path.open("rb") as file:
         start = file.read(9)
         refuse_weights(path, start)
         if start.startswith(ZIP_MAGIC):
-            format_, text = _of_archive(path, file)
-        else:
-            format_, text = "onnx", _of_onnx(path, file)
-    return parse(path, format_, text)
+            return _of_archive(path, file)
+        return "onnx", _of_onnx(path, file)
 
 
 def parse(path: Path, format_: str, text: str | None) -> dict[str, Any]:

@@ -9,12 +9,43 @@ import torch
 from torch import Tensor, fx
 
 from fastcnn.errors import RequestError
+from fastcnn.graph.custom import foreign_calls, library_of, spelled
 from fastcnn.graph.ir import CapturedGraph, aten
 from fastcnn.precision import Precision
 
 # The free sides of a picture [N, H, W, C], and sizes to trace them with: unlike each other and anything else in a graph.
 _SIDE_NAMES = {1: "height", 2: "width"}
 _FREE_SIDES = {1: 227, 2: 229}
+
+
+def refuse_foreign(captured: CapturedGraph, format_: str) -> None:
+    """Raises RequestError where an operation belongs to a library other than PyTorch: a file of this format must run without it."""
+    foreign = next(iter(foreign_calls(captured.graph)), None)
+    if foreign is not None:
+        target: Any = foreign.target
+        raise RequestError(
+            f"{captured.info['name']} cannot be lowered to {format_}: operation {spelled(target)}{_at(foreign)} is of the library "
+            f'{library_of(target)}, which those who open the file need not have; fastcnn.optimize(…, backend="torch") runs it, and save keeps it'
+        )
+
+
+def refuse_free_rank(captured: CapturedGraph, format_: str) -> None:
+    """Raises RequestError where a squeeze takes the batch away, at a batch of 1: the rank of what follows would then depend on the batch."""
+    for node in captured.calls(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims):
+        source, dims = node.args[0], node.args[1:]
+        assert isinstance(source, fx.Node)
+        shape, name = source.meta["shape"], captured.info["name"]
+        named = [dims[0]] if dims and isinstance(dims[0], int) else dims[0] if dims else range(len(shape))
+        if any(shape[dim] is None for dim in named):  # type: ignore[union-attr]
+            raise RequestError(
+                f"{name} cannot be lowered to {format_}: operation squeeze{_at(node)} drops the batch where it is 1, and what follows "
+                "has another rank then: name the dimensions, as in squeeze((2, 3)), or use flatten(1)"
+            )
+
+
+def _at(node: fx.Node) -> str:
+    where = node.meta.get("place") or node.meta.get("path")
+    return f" at {where}" if where else ""
 
 
 def finish(captured: CapturedGraph, precision: Precision, softmax: bool) -> CapturedGraph:

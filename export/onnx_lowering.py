@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from fastcnn.errors import RequestError
-from fastcnn.export.lowering import default_output_names, dynamic_sizes, example_for
+from fastcnn.export.lowering import default_output_names, dynamic_sizes, example_for, refuse_foreign, refuse_free_rank
 from fastcnn.export.opsets import WRITTEN, drop_allowzero, lowest_opset, to_opset
 from fastcnn.export.program import to_program
 from fastcnn.export.standard_forms import in_standard_forms
@@ -45,6 +45,8 @@ def lower_to_onnx(
         RequestError: an operation that ONNX has no standard operators for, a model above 2 GB, or an opset that lacks one of the operators.
     """
     name, written = captured.info["name"], max(opset or WRITTEN, WRITTEN)
+    refuse_foreign(captured, "ONNX")
+    refuse_free_rank(captured, "ONNX")
     outputs = list(output_names or default_output_names(captured))
     size = sum(tensor.nbytes for tensor in captured.constants().values())
     if size > _LARGEST:

@@ -13,7 +13,7 @@ import torch
 
 from fastcnn.errors import RequestError
 from fastcnn.export.archive import read_records
-from fastcnn.export.lowering import deployed_module, dynamic_sizes, example_for
+from fastcnn.export.lowering import deployed_module, dynamic_sizes, example_for, refuse_foreign
 from fastcnn.graph.capture import tracing
 from fastcnn.graph.ir import CapturedGraph, aten
 
@@ -32,6 +32,7 @@ def lower_pt2(captured: CapturedGraph, batch_size: int | None) -> dict[str, byte
     Raises:
         RequestError: torch.export refuses the graph.
     """
+    refuse_foreign(captured, ".pt2")
     example = example_for(captured, batch_size)
     sizes = dynamic_sizes(captured, batch_size, LARGEST_BATCH)
     buffer = io.BytesIO()
@@ -55,6 +56,7 @@ def lower_torchscript(captured: CapturedGraph, batch_size: int | None) -> dict[s
     Raises:
         RequestError: TorchScript lacks an operation of the graph.
     """
+    refuse_foreign(captured, "TorchScript")
     _say_deprecated()
     module = deployed_module(captured, batch_size)
     for node in module.graph.nodes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -19,8 +19,9 @@ class RequestError(FastcnnError, ValueError):
 _ALIKE = 0.65
 
 
-def _nearest(name: str, known: list[str]) -> list[str]:
-    """Those that are spelled like `name`, the most alike first, or begin like it; whatever the capitals."""
+def nearest_names(name: str, known: Iterable[str]) -> list[str]:
+    """Those that are spelled like `name`, the most alike first, or begin like it, four at most; whatever the capitals."""
+    known = list(known)
     spelled = {one.lower(): one for one in known}
     alike = [spelled[one] for one in difflib.get_close_matches(name.lower(), spelled, n=4, cutoff=_ALIKE)]
     begun = [one for one in known if len(name) > 2 and one.lower().startswith(name.lower())]
@@ -28,11 +29,11 @@ def _nearest(name: str, known: list[str]) -> list[str]:
 
 
 class UnknownNameError(RequestError):
-    """A name that no table holds; the text lists the nearest ones."""
+    """A name that no table holds; the text lists the nearest ones: those in `near`, or by default of those in `known`."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "", near: Sequence[str] | None = None) -> None:
         known = list(known)
-        near = _nearest(name, known)
+        near = nearest_names(name, known) if near is None else list(near)
         suggestion = f"did you mean {' or '.join(near)}?" if near else (hint or f"known: {', '.join(known)}")
         super().__init__(f"unknown {kind} {name!r}: {suggestion}")
         self.name = name

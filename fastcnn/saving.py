@@ -83,7 +83,7 @@ def load(path: str | Path, *, backend: str | None = None, device: str | torch.de
     header, tensors = _read(path)
     name = backend or header["backend"]
     engine = get_engine(name)
-    device = _device(device)
+    device = check_device(device)
     try:
         source, artifact = _restore(header, tensors, device)
     except FileFormatError:
@@ -96,13 +96,14 @@ def load(path: str | Path, *, backend: str | None = None, device: str | torch.de
     return OptimizedModule(source, engine, engine.lower(source.graph, source.target, artifact if name == header["backend"] else None))
 
 
-def _device(name: str | torch.device) -> torch.device:
+def check_device(name: str | torch.device) -> torch.device:
+    """The device of that name, with its index. Raises RequestError where this machine has none."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise RequestError(f"there is no device {name!r}; devices are named cpu, cuda, cuda:1 and so on") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise RequestError(f"the module cannot be loaded to {device}: PyTorch finds no CUDA device here")
+        raise RequestError(f"nothing can run on {device}: PyTorch finds no CUDA device here")
     # "cuda" stands for the current one: its index is in what a tensor there says.
     return torch.empty(0, device=device).device if device.type == "cuda" else device
 

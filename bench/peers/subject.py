@@ -9,13 +9,20 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fastcnn.errors import RequestError
+from fastcnn.export.runtimes import open_file
 from fastcnn.models import create_model
+from fastcnn.models.opening import input_size_of, open_model
+from fastcnn.models.request import ModelRequest
+from fastcnn.models.sources import Kind
 from fastcnn.precision import Precision
+from fastcnn.runtimes.onnxruntime import open_session
 
 WEIGHTS = "random (seed 0), scaled so that no layer inflates its signal"
 
@@ -97,6 +104,67 @@ class Subject:
         if self._folder is None:
             raise RuntimeError("Subject is a context manager: enter it first")
         return Path(self._folder.name)
+
+
+class FileSubject(Subject):
+    """An ONNX file in the place of a model: the rows that run plain ONNX files run this one, and its reference is ONNX Runtime without optimizations.
+
+    That reference computes in float32 and not in float64: nothing here computes an ONNX file more exactly.
+
+    Raises RequestError for a file that takes anything but one float32 tensor.
+    """
+
+    def __init__(self, path: Path) -> None:
+        opened = open_file(path, "onnx")
+        if opened.dtype != "float32" or not opened.shape:
+            raise RequestError(f"{path} takes {opened.dtype}: a file that takes float32 can be timed")
+        super().__init__(_Unoptimized(path))
+        self.path, self.taken = path, opened.shape
+
+    def plain_onnx(self, example: Tensor, batch_size: int | Literal["dynamic"] = "dynamic") -> tuple[Path, float]:
+        """The file itself."""
+        return self.path, 0.0
+
+
+class _Unoptimized(nn.Module):
+    """An ONNX file in ONNX Runtime as it stands, node by node, in float32 whatever the input's dtype."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        session = open_session(path, threads=torch.get_num_threads(), optimize=False)
+        (source,) = session.get_inputs()
+        self._batch = source.shape[0] if isinstance(source.shape[0], int) else None
+        self._run: Callable[[NDArray[Any]], list[NDArray[Any]]] = lambda batch: session.run(None, {source.name: batch})[:1]
+        self.eval()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Unoptimized:
+        return self  # it holds nothing that a copy could change
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, …] → the first output, in the dtype of `x`; a file of a fixed batch runs as often as that takes."""
+        count, size = len(x), self._batch or len(x)
+        padded = torch.cat([x, x[-1:].expand(-count % size, *x.shape[1:])]).to(torch.float32)
+        outputs = [torch.from_numpy(self._run(part.numpy())[0]) for part in padded.split(size)]
+        return torch.cat(outputs)[:count].to(x.dtype)
+
+
+def subject_of(request: ModelRequest, precision: Precision = Precision.fp32, device: str = "cpu") -> tuple[Subject, tuple[int, ...]]:
+    """(what is asked for, ready to be timed, the sizes of one input).
+
+    Raises what `open_model` raises; RequestError for an ONNX file on another device than the CPU, in another precision than its own,
+    or of an input that nobody said the size of.
+    """
+    text = request.read()
+    if text.kind is not Kind.onnx:
+        model = open_model(request)
+        return Subject(model, precision, device), input_size_of(model, request)
+    if device != "cpu" or precision is not Precision.fp32:
+        raise RequestError(f"{text.text} is timed on the CPU, in what it was written in: leave --device and --precision out, or name the model")
+    subject = FileSubject(Path(text.text))
+    sizes = subject.taken[1:] if request.input_shape is None else request.input_shape
+    if any(size is None for size in sizes):
+        raise RequestError(f"{text.text} leaves open how large its input is: give --input-shape, as in --input-shape 3x224x224")
+    return subject, tuple(size for size in sizes if size is not None)
 
 
 def model_under_test(name: str) -> nn.Module:

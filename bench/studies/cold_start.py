@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from fastcnn.errors import BackendError
 
@@ -30,7 +30,13 @@ _PHASES = ("imported", "ready", "built", "answered")
 
 @dataclass(frozen=True)
 class ColdStartRequest:
-    """One row in one process. `row`: a name in `fastcnn.bench.peers.table.PEERS` or `fastcnn.bench.studies.ladder.RUNGS`."""
+    """One row in one process.
+
+    Attributes:
+        model: a name of the registry, for a run without `request`.
+        row: a name in `fastcnn.bench.peers.table.PEERS` or `fastcnn.bench.studies.ladder.RUNGS`.
+        request: the fields of the `ModelRequest` for the model.
+    """
 
     model: str
     row: str
@@ -38,6 +44,7 @@ class ColdStartRequest:
     precision: str
     input_shape: tuple[int, ...]
     threads: int
+    request: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,18 +115,19 @@ def main(arguments: Sequence[str]) -> None:
         request = json.loads(arguments[0])
         import torch
 
-        from fastcnn.bench.peers.subject import Subject, model_under_test
+        from fastcnn.bench.peers.subject import subject_of
         from fastcnn.bench.peers.table import PEERS
         from fastcnn.bench.studies.ladder import RUNGS
+        from fastcnn.models.request import ModelRequest
         from fastcnn.precision import Precision
 
         tell("imported")
         device, precision, threads = request["device"], Precision(request["precision"]), request["threads"]
         torch.set_num_threads(threads)
-        model = model_under_test(request["model"])
+        subject, _ = subject_of(ModelRequest.from_dict(request["request"] or {"model": request["model"]}), precision, device)
         rungs = {rung.name: rung for rung in RUNGS[device]}
         peer = {**PEERS, **rungs}[request["row"]]()
-        with Subject(model, precision, device) as subject, precision.switches():
+        with subject, precision.switches():
             stream = torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else contextlib.nullcontext()
             x = torch.rand(request["input_shape"], generator=torch.Generator().manual_seed(0)).to(device, precision.dtype)
             memory = _CudaMemory() if device == "cuda" else _ResidentMemory()

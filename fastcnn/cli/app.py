@@ -27,6 +27,7 @@ from fastcnn.cli.exit_codes import BAD_REQUEST, BROKEN_PIPE, CHECK_FAILED, DEFEC
 from fastcnn.cli.export import export
 from fastcnn.cli.info import info
 from fastcnn.cli.list_models import list_models
+from fastcnn.cli.optimize import optimize
 from fastcnn.cli.predict import predict
 from fastcnn.cli.train import train
 from fastcnn.cli.verify import verify
@@ -144,6 +145,7 @@ def root(
 app.command("list", short_help="List the models.", epilog=examples("list"))(list_models)
 app.command("info", short_help="Show a model's layers, and what is fused.", epilog=examples("info"))(info)
 app.command("export", short_help="Write a model to a file and check the file.", epilog=examples("export"))(export)
+app.command("optimize", short_help="Save a model as a fused module.", epilog=examples("optimize"))(optimize)
 app.command("predict", short_help="Say what is on pictures.", epilog=examples("predict", PREPROCESSING))(predict)
 app.command("verify", short_help="Check an exported file again.", epilog=examples("verify"))(verify)
 app.add_typer(bench_commands, name="bench", short_help="Time models beside other runtimes.")

@@ -16,6 +16,8 @@ from fastcnn.cli.options import (
     Dataset,
     Download,
     Force,
+    ImageSize,
+    InputShape,
     Json,
     ModelArgs,
     NumClasses,
@@ -27,7 +29,7 @@ from fastcnn.cli.options import (
     Workers,
     complete_model,
     default_workers,
-    model_options,
+    model_request,
     own_spelling,
 )
 from fastcnn.cli.progress import progress_bar
@@ -58,8 +60,8 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="FILE_OR_MODEL",
-            help="A model's name, a weight file of `fastcnn train`, or a file of `fastcnn export` or fastcnn.save. An @ and a backend may follow, "
-            "as in simple_cnn@onnxruntime.",
+            help="A model's name, torchvision:NAME, timm:NAME, FILE.py:callable, a weight file of `fastcnn train`, a file of `fastcnn export` or "
+            "fastcnn.save, or any .onnx or .pt2 file. An @ and a backend may follow, as in simple_cnn@onnxruntime.",
             autocompletion=complete_model,
             callback=own_spelling,
         ),
@@ -69,6 +71,8 @@ def evaluate(
     num_classes: NumClasses = None,
     transform_input: TransformInput = None,
     model_arg: ModelArgs = None,
+    image_size: ImageSize = None,
+    input_shape: InputShape = None,
     seed: Seed = None,
     backend: Annotated[
         str | None,
@@ -104,22 +108,33 @@ def evaluate(
     models = [name for name in names if is_model(split_backend(name)[0])]
     if weights is not None and not models:
         raise RequestError(f"--weights is for the name of a model; {' and '.join(names)} hold{'s' if len(names) == 1 else ''} weights already")
-    options = {
-        name: model_options(
-            split_backend(name)[0], num_classes=num_classes, transform_input=transform_input, model_args=model_arg, weights_set=weights_set
+    requests = {
+        name: model_request(
+            split_backend(name)[0],
+            weights=weights,
+            seed=seed,
+            num_classes=num_classes,
+            transform_input=transform_input,
+            model_args=model_arg,
+            weights_set=weights_set,
+            image_size=image_size,
+            input_shape=input_shape,
         )
         for name in models
     }
-    if not models and any((num_classes, model_arg, weights_set, transform_input is not None)):
-        raise RequestError(f"--num-classes, --transform-input, --model-arg and --weights-set are for the name of a model, and {names[0]} is a file")
-    if models and weights is None:
-        output.note(f"{', '.join(models)} has seeded random weights (seed {seed or 0}); --weights gives it trained ones")
+    if not models and any((num_classes, model_arg, weights_set, transform_input is not None, image_size, input_shape)):
+        raise RequestError(
+            "--num-classes, --transform-input, --model-arg, --weights-set, --image-size and --input-shape are for the name of a model, "
+            f"and {names[0]} is a file"
+        )
     decoders = default_workers() if workers is None else workers
     opened: dict[Preprocessing, Pictures] = {}
     results: dict[str, Evaluation] = {}
     for name in names:
         with output.working(f"loading {name}"):
-            predictor = load_candidate(name, weights=weights, seed=seed or 0, backend=backend, options=options.get(name))
+            predictor = load_candidate(name, backend=backend, request=requests.get(name))
+            if predictor.has_random_weights:
+                output.note(f"{name} has seeded random weights (seed {seed or 0}); --weights gives it trained ones")
             if predictor.preprocessing not in opened:
                 opened[predictor.preprocessing] = _open(dataset.value, data, split.value, predictor.preprocessing, download)
         pictures = opened[predictor.preprocessing]

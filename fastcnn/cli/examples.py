@@ -15,12 +15,22 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "info": (
         ("layers, shapes and parameters", "fastcnn info resnet50"),
         ("and what is fused for ONNX Runtime", "fastcnn info inception_v3 --plan --backend onnxruntime"),
+        ("what a file of others takes and gives", "fastcnn info model.onnx"),
     ),
     "export": (
         ("inception_v3.onnx, for any batch size", "fastcnn export inception_v3 --onnx"),
         (
             "trained weights in float16, for batches of 8",
             "fastcnn export resnet50 -o r50.pt2 --weights r50.pth --precision fp16 --batch-size 8",
+        ),
+        ("a model of timm's or torchvision's", "fastcnn export timm:efficientnet_b0 --onnx"),
+        ("one of your own, which build() in net.py makes", "fastcnn export net.py:build --onnx --input-shape 3x224x224 --model-arg width=64"),
+    ),
+    "optimize": (
+        ("inception_v3.fast, on the fastest backend of this machine", "fastcnn optimize inception_v3"),
+        (
+            "trained weights of five classes on one backend, without a second copy of them",
+            "fastcnn optimize resnet50 --weights best.ckpt --num-classes 5 --backend onnxruntime --slim -o r50.fast",
         ),
     ),
     "predict": (
@@ -33,6 +43,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "verify": (
         ("whether a file still computes what it did when it was written", "fastcnn verify inception_v3.onnx"),
         ("the figures for a program", "fastcnn verify inception_v3.onnx --json"),
+        ("a file that another tool wrote", "fastcnn verify theirs.onnx --against torchvision:resnet50 --weights r50.pth --num-classes 5"),
     ),
     "bench": (
         ("two sizes of batch, beside every runtime that is installed", "fastcnn bench inception_v3 --batch-size 1,8"),

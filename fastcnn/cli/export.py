@@ -11,7 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastcnn.cli import output
-from fastcnn.cli.options import Force, Json, Model, ModelArgs, NumClasses, Seed, TransformInput, Weights, WeightsSetOption, model_options
+from fastcnn.cli.options import (
+    AnyModel,
+    Force,
+    ImageSize,
+    InputShape,
+    Json,
+    ModelArgs,
+    NumClasses,
+    PreprocessingFile,
+    Seed,
+    TransformInput,
+    Weights,
+    WeightsSetOption,
+    model_request,
+    read_preprocessing,
+    say_random,
+)
 from fastcnn.errors import RequestError
 from fastcnn.export.formats import FORMATS, Format
 from fastcnn.export.options import PRECISIONS, ExportOptions, Preprocess, parse_precision, read_labels
@@ -29,7 +45,7 @@ def _precisions() -> list[str]:
 
 
 def export(
-    model: Model,
+    model: AnyModel,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX.")] = False,
     torchscript: Annotated[bool, typer.Option("--torchscript", help="Write TorchScript (deprecated by PyTorch: prefer --pt2).")] = False,
     pt2: Annotated[bool, typer.Option("--pt2", help="Write a torch.export archive.")] = False,
@@ -55,7 +71,9 @@ def export(
         ),
     ] = Preprocess.none,
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, to store in the file.")] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Height and width of the input.  [default: the model's own]")] = None,
+    image_size: ImageSize = None,
+    input_shape: InputShape = None,
+    preprocessing: PreprocessingFile = None,
     num_classes: NumClasses = None,
     transform_input: TransformInput = None,
     model_arg: ModelArgs = None,
@@ -103,11 +121,20 @@ def export(
     """Write a model to a file, check the file in its own runtime, and keep it only if it passes."""
     target = None if out is None else _target(out)
     format_ = _format({"onnx": onnx, "torchscript": torchscript, "pt2": pt2}, target)
-    if weights is not None and seed is not None:
-        raise RequestError("--seed makes random weights and --weights loads others: give one of them")
+    request = model_request(
+        model,
+        weights=weights,
+        seed=seed,
+        num_classes=num_classes,
+        transform_input=transform_input,
+        model_args=model_arg,
+        weights_set=weights_set,
+        image_size=image_size,
+        input_shape=input_shape,
+    )
     options = ExportOptions(
         format=format_,
-        path=target or Path(model + format_.suffix),
+        path=target or Path(request.read_model().stem + format_.suffix),
         precision=parse_precision(precision),
         batch_size=_batch_size(batch_size),
         softmax=softmax,
@@ -115,6 +142,7 @@ def export(
         force=force,
         opset=opset,
         preprocess=preprocess,
+        preprocessing=None if preprocessing is None else read_preprocessing(preprocessing),
         tolerance=tolerance,
         int8=_int8(
             calibration,
@@ -127,22 +155,14 @@ def export(
             sensitivity=sensitivity or None,
         ),
     )
-    from fastcnn.models.registry import model_spec
-
-    channels, height, width = model_spec(model).input_size
     check_target(options.path, options.force, "-o")
-    keywords = model_options(model, num_classes=num_classes, transform_input=transform_input, model_args=model_arg, weights_set=weights_set)
-    with output.working(f"exporting {model} to {options.path}") as say:
-        import torch
-
+    with output.working(f"exporting {request.model} to {options.path}") as say:
         from fastcnn.export.exporter import export_file
-        from fastcnn.models import create_model
+        from fastcnn.models.opening import example_input, open_model
 
-        network = create_model(model, weights, seed=seed or 0, **keywords)
-        if weights is None:
-            output.note(f"{model} has seeded random weights (seed {seed or 0}); --weights gives it trained ones")
-        shape = (options.batch_size or 1, channels, image_size or height, image_size or width)
-        report = export_file(network, torch.rand(shape, generator=torch.Generator().manual_seed(0)), options, say)
+        network = open_model(request)
+        say_random(request, network.fastcnn_info)
+        report = export_file(network, example_input(network, request, options.batch_size or 1), options, say)
     if as_json:
         output.print_json(report)
         return

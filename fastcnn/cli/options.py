@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastcnn.cli import output
 from fastcnn.cores import usable_cores
 from fastcnn.errors import RequestError, WeightsError
 from fastcnn.weight_files import means_file
+
+if TYPE_CHECKING:
+    from fastcnn.models.request import ModelRequest
+    from fastcnn.preprocessing import Preprocessing
 
 
 class DatasetName(StrEnum):
@@ -80,13 +86,30 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+AnyModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A name that `fastcnn list` prints, torchvision:NAME, timm:NAME, package.module:callable or FILE.py:callable (whose code is run), "
+        "or a .pt2 file.",
+        autocompletion=complete_model,
+        callback=own_spelling,
+        show_default=False,
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(
         "--weights",
         metavar="W",
-        help="Of a model: a .safetensors or .pth file, a torchvision weights name, or mnist.  [default: seeded random weights]",
+        help="Of a model: a weight file (safetensors, or what torch.save wrote), a torchvision weights name, pretrained for timm's, or mnist.  "
+        "[default: seeded random weights]",
     ),
+]
+ImageSize = Annotated[int | None, typer.Option("--image-size", min=1, metavar="N", help="Height and width of the input.  [default: the model's own]")]
+InputShape = Annotated[
+    str | None,
+    typer.Option("--input-shape", metavar="CxHxW", help="One input, as in 3x224x224, for a model that does not say it.", show_default=False),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="The seed of random weights.  [default: 0]")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
@@ -130,28 +153,70 @@ ModelArgs = Annotated[
     list[str] | None,
     typer.Option("--model-arg", metavar="NAME=VALUE", help="A keyword of the model, such as dropout=0.2. May be given again.", show_default=False),
 ]
+PreprocessingFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--preprocessing", metavar="FILE", help="A JSON object that says how a picture becomes the input; `fastcnn predict --help` shows one."
+    ),
+]
 
 
-def model_options(
-    model: str, *, num_classes: int | None, transform_input: bool | None, model_args: Sequence[str] | None, weights_set: WeightsSet | None
-) -> dict[str, Any]:
-    """The options of a model, as given on the command line, as keywords of `create_model`; those not given are left out.
+def read_preprocessing(path: Path) -> Preprocessing:
+    """The description in a JSON file. Raises RequestError for a file that cannot be read, or holds none."""
+    from fastcnn.preprocessing import Preprocessing
 
-    Imports torch only where there is a --model-arg. Raises UnknownNameError for an unknown model, RequestError for an
-    option that the model lacks, a value that is not of its type, or one that is given in two ways.
+    try:
+        return Preprocessing.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(f"{path} is no JSON: {error}") from error
+
+
+def model_request(model: str, **given: Any) -> ModelRequest:
+    """The model and its options as they were given on the command line; keywords are those of `ModelRequest`, None for what was not given.
+
+    Imports neither torch nor the user's code. Raises UnknownNameError for a name that means no model, WeightsError for a weight
+    file that is not there, and RequestError for options that do not go with each other or with the model.
     """
-    from fastcnn.models.registry import model_spec
+    from fastcnn.models.request import ModelRequest, parse_input_shape
 
-    given = {"num_classes": num_classes, "transform_input": transform_input}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if model_args:
-        from fastcnn.models.arguments import parse_arguments
+    if given.get("weights") is not None and given.get("seed") is not None:
+        raise RequestError("--seed makes random weights and --weights loads others: give one of them")
+    existing_weights(given.get("weights"))
+    if given.get("model_args") is not None:
+        given["model_args"] = tuple(given["model_args"])
+    if given.get("weights_set") is not None:
+        given["weights_set"] = given["weights_set"].value
+    if given.get("input_shape") is not None:
+        given["input_shape"] = parse_input_shape(given["input_shape"])
+    request = ModelRequest(model, **{name: value for name, value in given.items() if value is not None})
+    return dataclasses.replace(request, model=request.read().text)
 
-        if Path(model).is_file():
-            raise RequestError(f"--model-arg is for the name of a model, and {model} is a file")
-        arguments = parse_arguments(model_spec(model).load_builder(), model_args, model)
-        twice = [name for name in arguments if name in options]
-        if twice:
-            raise RequestError(f"{twice[0]} is given both as an option and as --model-arg: give it once")
-        options |= arguments
-    return options if weights_set is None else {**options, "weights_set": weights_set.value}
+
+def predicting(source: str, **given: Any) -> ModelRequest | str:
+    """What `predict` and `evaluate` were asked to run: a model with its options, or a file, which holds all that it needs.
+
+    A .pt2 file stays a file: whether it is one of ours, with its preprocessing in it, its content says. Keywords and errors as in `model_request`.
+    """
+    from fastcnn.models.sources import Kind, read_model_text
+
+    if read_model_text(source).kind not in (Kind.program, Kind.onnx, Kind.weights):
+        return model_request(source, **given)
+    if given.get("weights") is not None:
+        raise RequestError(f"{source} holds its weights already: give the name of a model to load others into")
+    names = {"num_classes": "--num-classes", "transform_input": "--transform-input", "model_args": "--model-arg", "weights_set": "--weights-set"}
+    of_models = [option for name, option in names.items() if given.get(name) is not None]
+    if of_models:
+        raise RequestError(f"{of_models[0]} is for the name of a model, and {source} is a file")
+    if given.get("input_shape") is not None or given.get("image_size") is not None:
+        return model_request(source, **{name: given.get(name) for name in ("input_shape", "image_size")})
+    return source
+
+
+def say_random(request: ModelRequest, described: Any) -> None:
+    """A note where a model has random weights. `described` is what stands on it as `fastcnn_info`."""
+    if described.weights.startswith("random"):
+        output.note(f"{request.model} has seeded random weights (seed {request.seed}); --weights gives it trained ones")

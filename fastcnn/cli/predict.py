@@ -13,16 +13,19 @@ from fastcnn.cli import output
 from fastcnn.cli.exit_codes import CHECK_FAILED
 from fastcnn.cli.options import (
     Force,
+    ImageSize,
+    InputShape,
     ModelArgs,
     NumClasses,
+    PreprocessingFile,
     Seed,
     TransformInput,
     Weights,
     WeightsSetOption,
     complete_model,
-    existing_weights,
-    model_options,
     own_spelling,
+    predicting,
+    read_preprocessing,
 )
 from fastcnn.cli.progress import progress_bar
 from fastcnn.errors import RequestError
@@ -30,6 +33,7 @@ from fastcnn.files import check_target
 from fastcnn.text import json_text
 
 if TYPE_CHECKING:
+    from fastcnn.models.request import ModelRequest
     from fastcnn.prediction.predictor import Predictor
     from fastcnn.prediction.run import Answer, Failure
 
@@ -39,7 +43,8 @@ def predict(
         str,
         typer.Argument(
             metavar="FILE_OR_MODEL",
-            help="A file of `fastcnn export`, fastcnn.save or `fastcnn train`, or a name that `fastcnn list` prints.",
+            help="A file of `fastcnn export`, fastcnn.save or `fastcnn train`, any .onnx or .pt2 file, a name that `fastcnn list` prints, "
+            "torchvision:NAME, timm:NAME, package.module:callable or FILE.py:callable.",
             autocompletion=complete_model,
             callback=own_spelling,
             show_default=False,
@@ -53,6 +58,8 @@ def predict(
     num_classes: NumClasses = None,
     transform_input: TransformInput = None,
     model_arg: ModelArgs = None,
+    image_size: ImageSize = None,
+    input_shape: InputShape = None,
     seed: Seed = None,
     backend: Annotated[
         str | None,
@@ -65,9 +72,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures that run at once.")] = 16,
     workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads that decode pictures.  [default: one a core]")] = None,
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, in place of the source's own.")] = None,
-    preprocessing: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A JSON object, described below, in place of the source's own preprocessing.")
-    ] = None,
+    preprocessing: PreprocessingFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line on stdout instead of a table.")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the JSON lines to FILE, batch by batch.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an --output FILE that a stopped run left.")] = False,
@@ -86,9 +91,19 @@ def predict(
     from fastcnn.pictures import find_pictures
 
     files = find_pictures(pictures)
+    request = predicting(
+        model,
+        weights=weights,
+        seed=seed,
+        num_classes=num_classes,
+        transform_input=transform_input,
+        model_args=model_arg,
+        weights_set=weights_set,
+        image_size=image_size,
+        input_shape=input_shape,
+    )
     with output.working(f"loading {model}"):
-        options = model_options(model, num_classes=num_classes, transform_input=transform_input, model_args=model_arg, weights_set=weights_set)
-        predictor = _load(model, weights, seed, backend, labels, preprocessing, options)
+        predictor = _load(request, backend, labels, preprocessing)
 
     from fastcnn.prediction.answer_file import write_failures
     from fastcnn.prediction.run import Answer
@@ -126,39 +141,19 @@ def _check_options(as_json: bool, out: Path | None, resume: bool) -> None:
         raise RequestError("--resume goes on with a file: name it with --output")
 
 
-def _load(
-    model: str, weights: str | None, seed: int | None, backend: str | None, labels: Path | None, preprocessing: Path | None, options: dict[str, Any]
-) -> Predictor:
-    if weights is not None and seed is not None:
-        raise RequestError("--seed makes random weights and --weights loads others: give one of them")
-    existing_weights(weights)
+def _load(request: ModelRequest | str, backend: str | None, labels: Path | None, preprocessing: Path | None) -> Predictor:
     from fastcnn.export.options import read_labels
     from fastcnn.prediction.loading import load_predictor
 
     predictor = load_predictor(
-        model,
-        weights=weights,
-        seed=seed or 0,
+        request,
         backend=backend,
-        preprocessing=None if preprocessing is None else _read_preprocessing(preprocessing),
+        preprocessing=None if preprocessing is None else read_preprocessing(preprocessing),
         categories=None if labels is None else read_labels(labels),
-        options=options,
     )
     if predictor.has_random_weights:
         output.note(f"{predictor.name} has seeded random weights: its answers mean nothing; --weights gives it trained ones")
     return predictor
-
-
-def _read_preprocessing(path: Path) -> Any:
-    import json
-
-    from fastcnn.preprocessing import Preprocessing
-
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RequestError(f"{path} is no JSON: {error}") from error
-    return Preprocessing.from_dict(data)
 
 
 def _results(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +19,8 @@ from fastcnn.engines import BACKENDS
 from fastcnn.errors import RequestError
 from fastcnn.evaluation.figures import Disagreement
 from fastcnn.evaluation.metrics import Metrics, Tally
+from fastcnn.models.request import ModelRequest
+from fastcnn.models.sources import Kind, read_model_text
 from fastcnn.prediction.loading import load_predictor
 from fastcnn.prediction.predictor import Predictor
 
@@ -54,20 +55,21 @@ class Evaluation:
 
 
 def load_candidate(
-    source: str, *, weights: str | None = None, seed: int = 0, backend: str | None = None, options: Mapping[str, Any] | None = None
+    source: str, *, weights: str | None = None, seed: int = 0, backend: str | None = None, request: ModelRequest | None = None
 ) -> Predictor:
     """Makes ready what is to be evaluated.
 
     Args:
         source: what `load_predictor` takes, and after an @ the backend that runs it, which goes before `backend`.
-        weights, seed, options: of reference models, as in `load_predictor`; files hold their own.
+        weights, seed: of models, as in `load_predictor`; files hold their own.
+        request: the model that `source` names, with all its options, in place of `weights` and `seed`.
         backend: as in `load_predictor`; a reference model runs as it is by default, a file in its own runtime.
 
     Raises what `load_predictor` raises.
     """
     name, own = split_backend(source)
     if is_model(name):
-        return load_predictor(name, weights=weights, seed=seed, backend=own or backend or "reference", options=options)
+        return load_predictor(request or ModelRequest(name, weights, seed), backend=own or backend or "reference")
     return load_predictor(name, backend=own or backend or ("reference" if _holds_weights(name) else None))
 
 
@@ -78,10 +80,8 @@ def split_backend(source: str) -> tuple[str, str | None]:
 
 
 def is_model(name: str) -> bool:
-    """Whether a source without its backend is the name of a reference model, and not a file."""
-    from fastcnn.models.registry import resolve
-
-    return resolve(name) is not None and not Path(name).is_file()
+    """Whether a source without its backend is a model that is built here, and not a file. Raises UnknownNameError for what is neither."""
+    return read_model_text(name).kind in (Kind.own, Kind.torchvision, Kind.timm, Kind.code)
 
 
 def evaluate(

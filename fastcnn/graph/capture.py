@@ -10,6 +10,7 @@ import json
 import linecache
 import logging
 import os
+import re
 import sys
 import threading
 import traceback
@@ -206,8 +207,19 @@ def _simplify_metadata(graph: fx.Graph) -> None:
         stack = node.meta.get("nn_module_stack") or {}
         path = list(stack.values())[-1][0] if stack else ""
         path = f"{path}.".removeprefix(FlatModel.PREFIX).rstrip(".")
-        named = {"constant": node.meta["constant"]} if "constant" in node.meta else {}
-        node.meta = {"shape": _shape(value), "dtype": getattr(value, "dtype", None), "path": path, "folded": (), **named}
+        kept = {"constant": node.meta["constant"]} if "constant" in node.meta else {}
+        if place := _place_in(node.meta.get("stack_trace") or ""):
+            kept["place"] = place
+        node.meta = {"shape": _shape(value), "dtype": getattr(value, "dtype", None), "path": path, "folded": (), **kept}
+
+
+def _place_in(stack: str) -> str:
+    """The last line of a stack that stands in the model's own code, as _innermost writes it; empty where none does."""
+    users = [(file, line) for file, line in re.findall(r'File "(.*)", line (\d+), in ', stack) if _is_model_code(file)]
+    if not users:
+        return ""
+    file, line = users[-1]
+    return f"{Path(file).name}:{line} ({linecache.getline(file, int(line)).strip()})"
 
 
 def _simplify_calls(graph: fx.Graph) -> None:

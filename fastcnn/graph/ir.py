@@ -11,6 +11,7 @@ rely on:
 `path`     path of the module that made the node in the original model, for example `Mixed_5b.branch1x1.conv`
 `folded`   what passes put into this node, in the order in which they did it
 `constant` of a node that reads a constant: its name in the original state dict, or the one that a pass gave it
+`place`    the line of the model's code that called the operation, where capture knows it; it does not go into files
 ========== =======================================================================================================
 """
 

@@ -1,18 +1,21 @@
 """A captured graph as JSON plus named tensors, and back: plain data, no pickle, and only operations that compute.
 
-Targets are ATen overloads by their schema names and a few pure Python functions by a fixed table, so a file cannot name code to run.
+Targets are ATen overloads by their schema names and a few pure Python functions by a fixed table, so a file cannot name code to run. Operations of
+other libraries are kept too, where they only compute; but for torchvision, it is for whoever loads the file to import them (`custom`).
 """
 
 from __future__ import annotations
 
 import importlib
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fastcnn.errors import FileFormatError
+from fastcnn.graph.custom import find_operation, libraries_of, library_of, spelled, why_not_kept
 from fastcnn.graph.ir import CapturedGraph, attribute_for
 from fastcnn.graph.ops import fused_conv2d
 
@@ -59,6 +62,7 @@ def graph_to_json(captured: CapturedGraph) -> dict[str, Any]:
         "input_dtype": str(captured.input_dtype),
         "output_spec": captured.output_spec,
         "info": captured.info,
+        "libraries": libraries_of(captured.graph),
         "nodes": [_node_to_json(node) for node in captured.graph.nodes],
     }
 
@@ -88,7 +92,9 @@ def graph_from_json(data: dict[str, Any], constants: dict[str, Tensor]) -> Captu
                 root.register_buffer(attributes[target], constants[target])
             meta["constant"], target = target, attributes[target]
         # The name is kept: rows of the plan without a module's path go by it.
-        node = graph.create_node(op, _target(target) if op == "call_function" else target, tuple(args), kwargs, entry["name"])
+        node = graph.create_node(
+            op, _target(target, data.get("libraries") or {}) if op == "call_function" else target, tuple(args), kwargs, entry["name"]
+        )
         node.meta = {**meta, "shape": tuple(meta["shape"]), "dtype": _DTYPES.get(meta["dtype"]), "folded": tuple(meta["folded"])}
         nodes[entry["name"]] = node
     return CapturedGraph(
@@ -128,10 +134,13 @@ def _node_to_json(node: fx.Node) -> dict[str, Any]:
 def _overload_name(node: fx.Node) -> str:
     if not isinstance(node.target, torch._ops.OpOverload):
         raise TypeError(f"{node.name} calls {node.target}, which is no ATen operation")
+    reason = why_not_kept(node.target) if node.target.namespace != "aten" else None
+    if reason is not None:
+        raise TypeError(f"operation {spelled(node.target)} of the library {library_of(node.target)} cannot be kept in a file: {reason}")
     return str(node.target)
 
 
-def _target(name: str) -> Any:
+def _target(name: str, libraries: Mapping[str, str]) -> Any:
     if name in _FUNCTIONS:
         return _FUNCTIONS[name]
     namespace, _, rest = name.partition(".")
@@ -144,6 +153,14 @@ def _target(name: str) -> Any:
         importlib.import_module("torch.ao.quantization.fx._decomposed")
         operation: Any = getattr(torch.ops.quantized_decomposed, packet).default
         return operation
+    if namespace in libraries and namespace != "aten":
+        found = find_operation(namespace, packet, overload)
+        if found is not None:
+            return found
+        raise FileFormatError(
+            f"the file's graph calls {namespace}::{packet}, which nothing in this process has registered: import the library that does, "
+            f"{libraries[namespace]}, and load the file again"
+        )
     raise FileFormatError(f"the file's graph calls {name!r}, which this version of PyTorch does not have as an ATen operation")
 
 

@@ -28,10 +28,12 @@ WEIGHTS_SETS: tuple[str, ...] = get_args(WeightsSet)
 
 # Where training scripts keep a state dict in a checkpoint: PyTorch's examples and Lightning, its tutorials, torchvision and
 # timm, and for the moving average of the weights timm, torchvision and others.
-_PLAIN_UNDER = ("state_dict", "model_state_dict", "model", "net", "network")
-_EMA_UNDER = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema")
+_PLAIN_UNDER = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
+_EMA_UNDER = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema", "params_ema")
 # What wrappers put before every name: DataParallel, torch.compile, a Lightning module, a detector.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+# Of a module's names, the share that must stand under a prefix for it to be the module: counters and auxiliary heads may be missing.
+_MOST = 0.75
 # What others count in a model's buffers: AveragedModel its updates, thop operations.
 _COUNTERS = ("n_averaged", "total_ops", "total_params")
 
@@ -63,6 +65,33 @@ def read_checkpoint(path: Path, weights_set: str | None = None, own: Collection[
             f"weight file {path} holds no state dict: save model.state_dict(), alone or under {' or '.join(map(repr, _PLAIN_UNDER[:3]))}"
         )
     return _under_its_own_names(dict(_choose(path, sets, weights_set)), path, own)
+
+
+def within(tensors: Mapping[str, Tensor], own: Collection[str], what: str) -> dict[str, Tensor]:
+    """Those of `tensors` that belong to the module with the names `own`, where it is a part of a larger one, such as a Lightning module.
+
+    What a script keeps beside the network (a loss with weights, a metric, a teacher) shares no prefix with it. Where no
+    name is the module's own, those under the prefix that makes most of them so are taken, and the log says so.
+
+    Raises WeightsError where two parts would fit alike.
+    """
+    tensors = dict(tensors)
+    if not own or not tensors or not _has_no_own_name(tensors, own):
+        return tensors
+    first = max(own, key=len)
+    counts = {key.removesuffix(first): 0 for key in tensors if key.endswith(f".{first}")}
+    for prefix in counts:
+        counts[prefix] = sum(f"{prefix}{name}" in tensors for name in own)
+    best = [prefix for prefix, count in counts.items() if count == max(counts.values()) and count > _MOST * len(own)]
+    if len(best) > 1:
+        raise WeightsError(f"{what} holds the model {len(best)} times, under {' and '.join(map(repr, best))}: save the one that is meant")
+    if not best:
+        return tensors
+    others = [key for key in tensors if not key.startswith(best[0])]
+    _log.info(
+        "%s: the model is what stands under %r%s", what, best[0], f"; {len(others)} others, such as {others[0]}, are left out" if others else ""
+    )
+    return {key.removeprefix(best[0]): tensor for key, tensor in tensors.items() if key.startswith(best[0])}
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -143,6 +172,9 @@ def _sets(content: Any) -> dict[str, tuple[str, Mapping[str, Any]]]:
                 inside = {"ema": inside.get("plain") or inside["ema"]}
             for inner_kind, (inner_key, tensors) in inside.items():
                 found.setdefault(inner_kind, (f"{key}.{inner_key}".rstrip("."), tensors))
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
+    if not found and any("." in key for key in tensors):  # names of parameters, and beside them what else the script had
+        found["plain"] = ("", tensors)
     return found
 
 

@@ -6,7 +6,6 @@ import fnmatch
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -40,22 +39,17 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], what: str, allow_mi
         info = getattr(model, "fastcnn_info", None)
         who = info.name if isinstance(info, ModelInfo) else type(model).__name__
         hint = "; load_weights(..., allow_missing=PATTERNS) takes a part" if missing and len(faults) == 1 else ""
-        hint = hint or _fitting_classes(info, state, own, wrong_shape)
+        hint = hint or _fitting_classes(state, own, wrong_shape)
         raise WeightsError(f"{what} does not fit {who}: {', '.join(faults)}{hint}")
     return absent
 
 
-def _fitting_classes(info: Any, state: Mapping[str, Tensor], own: Mapping[str, Tensor], wrong_shape: Sequence[str]) -> str:
-    """What makes the weights fit where only the number of classes differs."""
-    if not isinstance(info, ModelInfo) or not wrong_shape:
+def _fitting_classes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], wrong_shape: Sequence[str]) -> str:
+    """What makes the weights fit where only the number of classes differs: one number in the shapes of the last layers."""
+    pairs = {(len(own[key]), len(state[key])) for key in wrong_shape if own[key].dim() and state[key].dim()}
+    if len(pairs) != 1 or any(state[key].shape[1:] != own[key].shape[1:] for key in wrong_shape):
         return ""
-    classes = {len(state[key]) for key in wrong_shape if state[key].dim()}
-    only_classes = all(
-        len(own[key]) == info.options["num_classes"] and state[key].shape[1:] == own[key].shape[1:] for key in wrong_shape if own[key].dim()
-    )
-    if len(classes) != 1 or not only_classes:
-        return ""
-    (count,) = classes
+    ((_, count),) = pairs
     return f"; num_classes={count} (--num-classes {count}) fits"
 
 

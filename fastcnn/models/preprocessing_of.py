@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fastcnn.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from fastcnn.preprocessing import Channels, Preprocessing
 
 
@@ -35,6 +36,19 @@ def preprocessing_of(source: Any) -> Preprocessing | None:
     if not (stats.get("mean") and stats.get("std") and isinstance(shape, (list, tuple))):
         return None
     return _from_before(source, stats, [int(side) for side in shape[-2:]])
+
+
+def usual_preprocessing(size: Sequence[int | None]) -> Preprocessing | None:
+    """What is usual for pictures of the size (C, H, W), for a model that says nothing; None where it takes neither RGB nor grey ones.
+
+    RGB: the shorter side to 8/7 of the size, a crop from the middle, ImageNet's normalisation. Grey: the same, scaled to [0, 1] alone.
+    """
+    if len(size) != 3 or size[0] not in (1, 3) or not size[1] or not size[2]:
+        return None
+    usual = Preprocessing("RGB", 256, (224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    if size[0] == 1:
+        usual = replace(usual, channels="L", mean=(0.0,), std=(1.0,))
+    return usual.at_size(size[1], size[2])
 
 
 def _from_before(source: Mapping[str, Any], stats: Mapping[str, Any], size: list[int]) -> Preprocessing:

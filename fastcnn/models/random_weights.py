@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 SCALED = "scaled so that no layer inflates its signal"
+SETTLED = "its library's initialisation, with BatchNorm statistics of noise"
+# Scales that begin as nothing: 0 of a branch's last BatchNorm, 1e-6 to 1e-2 of a layer scale.
+_NEXT_TO_NOTHING = 0.02
 
 
 def draw_scaled_weights(model: nn.Module, seed: int) -> None:
@@ -48,3 +53,35 @@ def _draw_batch_norm(module: nn.BatchNorm2d, generator: torch.Generator) -> None
     module.bias.uniform_(-0.5, 0.5, generator=generator)
     if starts_at_zero:
         module.weight.zero_()
+
+
+def settle(model: nn.Module, size: Sequence[int], seed: int) -> None:
+    """Makes a freshly built model of any library compute something in eval mode, in place.
+
+    Every library initialises for training: BatchNorm has the statistics of no picture, and branches begin as nothing (a
+    BatchNorm weight of 0, a layer scale of 1e-6), so that whatever they compute is not seen. Here the statistics become
+    those of two inputs of noise, and such scales are drawn from U(0.1, 0.3). The rest stays as the library drew it.
+
+    Args:
+        size: of one input, without the batch. A model that does not take it keeps its statistics.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm, norm.momentum) for norm in norms]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            leaf = name.rpartition(".")[2]
+            if leaf in ("weight", "gamma", "ls", "scale", "layer_scale") and parameter.dim() != 2 and parameter.abs().max() < _NEXT_TO_NOTHING:
+                parameter.uniform_(0.1, 0.3, generator=generator)
+        try:
+            for norm in norms:
+                norm.train()
+                norm.momentum = None  # the mean of all batches seen, and only this one is
+            # One input around zero and one of a single sign: a statistic of either alone is far off for the other.
+            model(torch.stack([torch.randn(*size, generator=generator), torch.rand(*size, generator=generator)]))
+        except Exception:  # what the model does not take is told where it is captured
+            pass
+        finally:
+            for norm, momentum in before:
+                norm.eval()
+                norm.momentum = momentum

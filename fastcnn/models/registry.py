@@ -207,6 +207,11 @@ def resolve(name: str) -> str | None:
     return name if name in _SPECS else {_letters(own): own for own in _SPECS}.get(_letters(name))
 
 
+def same_letters(name: str, other: str) -> bool:
+    """Whether two names differ in nothing but capitals and separators."""
+    return _letters(name) == _letters(other)
+
+
 def _letters(name: str) -> str:
     return re.sub(r"[-_. ]", "", name.lower())
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.errors import RequestError, UnknownNameError, WeightsError
-from fastcnn.models.checkpoints import first_line, read_checkpoint, read_metadata
+from fastcnn.models.checkpoints import first_line, read_checkpoint, read_metadata, within
 from fastcnn.models.fit import check_fit
 from fastcnn.models.lineage import input_statistics, published_twin, with_transform_input
 from fastcnn.models.registry import ModelInfo, ModelSpec, model_spec
@@ -110,7 +110,7 @@ def fill(model: nn.Module, source: WeightSource, *, allow_missing: Sequence[str]
     `chosen` are the options that the caller decided on: what the source does not say about them needs no guess. Returns
     `model`; raises WeightsError where the weights do not fit.
     """
-    state = _as_this_model_spells_it(model, dict(source.tensors))
+    state = _as_this_model_spells_it(model, within(source.tensors, model.state_dict(), source.what))
     absent = check_fit(model, state, source.what, allow_missing)
     own = model.state_dict(keep_vars=True)
     with torch.no_grad():

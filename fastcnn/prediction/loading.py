@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastcnn.cores import usable_cores
 from fastcnn.errors import BackendError, FileFormatError, RequestError
-from fastcnn.models.preprocessing_of import preprocessing_of
+from fastcnn.export.description import read_any
+from fastcnn.export.runtimes import open_file
+from fastcnn.models.preprocessing_of import preprocessing_of, usual_preprocessing
+from fastcnn.models.request import ModelRequest
+from fastcnn.models.sources import Kind
 from fastcnn.prediction.predictor import Predictor, agreed, check_shape, class_names
 from fastcnn.preprocessing import Preprocessing
 from fastcnn.weight_files import is_safetensors
@@ -17,11 +24,13 @@ from fastcnn.weight_files import is_safetensors
 if TYPE_CHECKING:
     from torch import nn
 
+log = logging.getLogger(__name__)
+
 _SUFFIXES = (".onnx", ".pt", ".pt2", ".safetensors")
 
 
 def load_predictor(
-    source: str | Path | nn.Module,
+    source: str | Path | nn.Module | ModelRequest,
     *,
     weights: str | None = None,
     seed: int = 0,
@@ -33,7 +42,9 @@ def load_predictor(
     """Make ready whatever can predict.
 
     Args:
-        source: a file of `fastcnn.export` or `fastcnn.save`, a checkpoint of `fastcnn train`, the name of a reference model, or a module.
+        source: a file of `fastcnn.export` or `fastcnn.save`, a checkpoint of `fastcnn train`, the name of a reference model, a module, or a
+            request for a model of whatever kind; an ONNX file or a torch.export program of others too. Where those last ones do not
+            say how a picture becomes their input, `usual_preprocessing` is assumed, and a warning says so.
         weights, seed: of a reference model, as in `create_model`.
         backend: of a reference model or module: "reference" (the module as it is), or a backend of `fastcnn.optimize` ("torch" by default);
             of a file of `fastcnn.save`: another one than it was saved with; of an ONNX file: "onnxruntime" (the default) or "openvino".
@@ -45,6 +56,10 @@ def load_predictor(
         RequestError: no such file or model, an option that does not apply, or a source that does not say how pictures become its input.
         FileFormatError: a file that fastcnn did not write, or a damaged one.
     """
+    if isinstance(source, str) and source.partition(":")[1] and not Path(source).exists():
+        source = ModelRequest(source, weights, seed)
+    if isinstance(source, ModelRequest):
+        return _of_request(source, backend, preprocessing, categories)
     named = isinstance(source, (str, Path)) and not _is_path(Path(source))
     if options and not named:
         what = source if isinstance(source, (str, Path)) else type(source).__name__
@@ -78,11 +93,57 @@ def _is_path(path: Path) -> bool:
     return path.is_file() or path.suffix in _SUFFIXES or len(path.parts) > 1
 
 
-def _of_exported(path: Path, backend: str | None, preprocessing: Preprocessing | None, categories: Sequence[str] | None) -> Predictor:
-    from fastcnn.export.description import read_metadata
-    from fastcnn.export.runtimes import open_file
+def _of_request(request: ModelRequest, backend: str | None, preprocessing: Preprocessing | None, categories: Sequence[str] | None) -> Predictor:
+    kind = request.read().kind
+    if kind is Kind.onnx:
+        return _of_exported(Path(request.model), backend, preprocessing, categories, request.input_shape)
+    from fastcnn.models.opening import open_model
+    from fastcnn.prediction.modules import of_module
 
-    metadata = read_metadata(path)
+    model = open_model(request)
+    info: Any = model.fastcnn_info
+    known = preprocessing or info.preprocessing or _assumed(info.name, info.input_size)
+    return of_module(model, backend, known, categories)
+
+
+def _assumed(name: str, size: Sequence[int | None]) -> Preprocessing | None:
+    usual = usual_preprocessing(size)
+    if usual is not None:
+        log.warning("%s does not say how a picture becomes its input: assumed is %s; --preprocessing FILE says it", name, usual.summary())
+    return usual
+
+
+def _of_foreign_onnx(
+    path: Path, backend: str | None, preprocessing: Preprocessing | None, categories: Sequence[str] | None, size: Sequence[int] | None
+) -> Predictor:
+    """An ONNX file that others made: the first output is taken for the classes, and for probabilities where they sum to 1."""
+    opened = open_file(path, "onnx", runtime=backend, threads=_threads())
+    shape = opened.shape or ()
+    if opened.dtype != "float32" or len(shape) != 4:
+        what = f"{opened.dtype} {['N' if one is None else one for one in shape]}"
+        raise FileFormatError(f"{path} takes {what}: pictures can be given to a file that takes float32 [N, C, H, W]")
+    wanted = agreed(str(path), None, preprocessing or _assumed(path.name, size or shape[1:]))
+    check_shape(str(path), shape[1:], wanted.output_shape)
+    probe = np.random.default_rng(0).random((shape[0] or 1, *wanted.output_shape), dtype=np.float32)
+    (outputs, *_) = opened.run(probe)
+    rows = outputs.reshape(len(outputs), -1)
+    probabilities = bool((rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=1e-3))
+    names = class_names(categories, None)
+    return Predictor(path.name, opened.runtime, wanted, "none", names, probabilities, shape[0], lambda batch: opened.run(batch)[0], f"of {path.name}")
+
+
+def _of_exported(
+    path: Path, backend: str | None, preprocessing: Preprocessing | None, categories: Sequence[str] | None, size: Sequence[int] | None = None
+) -> Predictor:
+    made_as, metadata = read_any(path)
+    if metadata is None and made_as == "onnx":
+        return _of_foreign_onnx(path, backend, preprocessing, categories, size)
+    if metadata is None and made_as == "pt2":
+        return _of_request(ModelRequest(str(path), input_shape=None if size is None else tuple(size)), backend, preprocessing, categories)
+    if metadata is None:
+        raise FileFormatError(
+            f"{path} was not exported by fastcnn, and a {made_as} file of others does not say what it takes: export it as ONNX or .pt2"
+        )
     try:
         entry, format_ = metadata["input"], metadata["format"]
         name, shape, dtype = metadata["model"]["name"], entry["shape"], entry.get("dtype", "float32")

@@ -51,13 +51,14 @@ def reason(error: Exception) -> str:
     return line or type(error).__name__
 
 
-def open_session(model: bytes | Path, *, threads: int | None = None, optimized_model: Path | None = None) -> Any:
+def open_session(model: bytes | Path, *, threads: int | None = None, optimized_model: Path | None = None, optimize: bool = True) -> Any:
     """An `onnxruntime.InferenceSession` on the CPU provider and no other.
 
     Args:
         model: the bytes of an ONNX model, or the file that holds it.
         threads: for the operations; the runtime's own choice by default.
         optimized_model: where the runtime writes the graph as it runs it, fused nodes and all.
+        optimize: False runs the graph as it stands in the file, node by node.
 
     Raises:
         BackendError: the runtime is not installed, refuses the model, or chose another provider.
@@ -66,6 +67,8 @@ def open_session(model: bytes | Path, *, threads: int | None = None, optimized_m
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads or 0
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized_model is not None:
         options.optimized_model_filepath = str(optimized_model)
     try:

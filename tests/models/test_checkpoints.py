@@ -86,9 +86,16 @@ def test_names_of_a_module_are_no_prefix(tmp_path):
     torch.testing.assert_close(dict(other.state_dict()), dict(module.state_dict()), rtol=0, atol=0)
 
 
-def test_an_unknown_prefix_is_refused(tmp_path, state):
-    torch.save(prefixed(state, "student."), tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"6 keys unexpected \(student\.\*\)"):
+def test_a_prefix_of_the_users_own_is_found_and_said(loads, state, caplog):
+    caplog.set_level(logging.INFO)
+    others = {"loss.weight": torch.ones(3), "metric.total": torch.zeros(())}
+    assert loads({**prefixed(state, "student."), **others})
+    assert "the model is what stands under 'student.'; 2 others, such as loss.weight, are left out" in caplog.text
+
+
+def test_a_part_of_another_network_is_not_taken_for_the_model(tmp_path, state):
+    torch.save({f"block.{key}": tensor for key, tensor in state.items() if not key.startswith("conv1")}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"4 keys unexpected \(block\.\*\)"):
         create_model("simple_cnn", tmp_path / "w.pth")
 
 

@@ -12,7 +12,7 @@ import typer
 
 from fastcnn.cli import output
 from fastcnn.cli.exit_codes import CHECK_FAILED, INTERRUPTED
-from fastcnn.cli.options import Device, Force, complete_model
+from fastcnn.cli.options import Device, Force, ImageSize, InputShape, ModelArgs, NumClasses, Weights, complete_model, model_request, own_spelling
 from fastcnn.cli.progress import progress_bar
 from fastcnn.errors import RequestError
 from fastcnn.files import check_target
@@ -28,7 +28,12 @@ _PEERS_HELP = "Rows by name or wildcard, as in eager,onnxruntime,fastcnn*; they 
 def bench(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL", help="Names that `fastcnn list` prints.  [default: inception_v3]", autocompletion=complete_model),
+        typer.Argument(
+            metavar="MODEL",
+            help="Names that `fastcnn list` prints, torchvision:NAME, timm:NAME, package.module:callable, FILE.py:callable, .pt2 files; of an .onnx "
+            "file the runtimes that run it.  [default: inception_v3]",
+            autocompletion=complete_model,
+        ),
     ] = None,
     device: Annotated[Device, typer.Option(case_sensitive=False, help="Where to run.")] = Device.cpu,
     batch_size: Annotated[str, typer.Option(metavar="N,N…", help="Batch sizes, each measured apart.")] = "1,8",
@@ -54,6 +59,11 @@ def bench(
         Path | None, typer.Option("--json", metavar="FILE", help="Also write everything, all samples included; - is stdout.")
     ] = None,
     html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with plots; it needs no network.")] = None,
+    weights: Weights = None,
+    num_classes: NumClasses = None,
+    model_arg: ModelArgs = None,
+    image_size: ImageSize = None,
+    input_shape: InputShape = None,
     force: Force = False,
 ) -> None:
     """Time a model here in every runtime that can run it, each first checked against the reference. Ctrl-C keeps what is finished."""
@@ -68,10 +78,9 @@ def bench(
         check_target(html_file, force, "--html")
         if json_file is not None and json_file.absolute() == html_file.absolute():
             raise RequestError(f"--json and --html both name {html_file}: give them two files")
-    # Registry first: it knows every name without importing torch.
-    from fastcnn.models.registry import model_spec
-
-    names = [model_spec(name).name for name in dict.fromkeys(models or ["inception_v3"])]
+    options = {"weights": weights, "num_classes": num_classes, "model_args": model_arg, "image_size": image_size, "input_shape": input_shape}
+    # What the names mean is told first, without importing torch.
+    names = list(dict.fromkeys(model_request(own_spelling(name), **options) for name in models or ["inception_v3"]))
 
     import torch
 

@@ -1,0 +1,145 @@
+"""`fastcnn optimize`."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastcnn.cli import output
+from fastcnn.cli.options import (
+    AnyModel,
+    Device,
+    Force,
+    ImageSize,
+    InputShape,
+    Json,
+    ModelArgs,
+    NumClasses,
+    Seed,
+    TransformInput,
+    Weights,
+    WeightsSetOption,
+    model_request,
+    say_random,
+)
+from fastcnn.errors import RequestError
+from fastcnn.files import check_target, replacing
+from fastcnn.precision import Precision
+
+if TYPE_CHECKING:
+    from fastcnn.optimized_module import OptimizedModule
+    from fastcnn.parity import ParityReport
+
+
+def optimize(
+    model: AnyModel,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write the module.  [default: MODEL.fast]", show_default=False)
+    ] = None,
+    weights: Weights = None,
+    seed: Seed = None,
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="torch, onnxruntime, openvino or triton; auto measures those that can run and keeps the fastest.")
+    ] = "auto",
+    precision: Annotated[
+        Precision, typer.Option(case_sensitive=False, help="What weights are rounded to and the module computes in.")
+    ] = Precision.fp32,
+    device: Annotated[Device, typer.Option(case_sensitive=False, help="Where the module runs.")] = Device.cpu,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="The usual batch, which auto measures with; the module takes any.")] = 1,
+    slim: Annotated[bool, typer.Option("--slim", help="Leave out the weights of the reference: half the file, and no state_dict().")] = False,
+    image_size: ImageSize = None,
+    input_shape: InputShape = None,
+    num_classes: NumClasses = None,
+    transform_input: TransformInput = None,
+    model_arg: ModelArgs = None,
+    weights_set: WeightsSetOption = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Fuse a model for this machine, save the module, and keep the file only if what is loaded from it passes the check."""
+    request = model_request(
+        model,
+        weights=weights,
+        seed=seed,
+        num_classes=num_classes,
+        transform_input=transform_input,
+        model_args=model_arg,
+        weights_set=weights_set,
+        image_size=image_size,
+        input_shape=input_shape,
+    )
+    if precision is Precision.tf32 and device is not Device.cuda:
+        raise RequestError("tf32 is a mode of NVIDIA GPUs: take --device cuda, or --precision fp32")
+    if precision is Precision.int8:
+        raise RequestError("int8 needs pictures to observe: in Python, fastcnn.optimize(…, dtype=torch.int8, calibration=DIR), then fastcnn.save")
+    path = check_target(out or Path(request.read_model().stem + ".fast"), force, "-o")
+    started = time.perf_counter()
+    with output.working(f"optimizing {request.model}") as say:
+        from fastcnn import verify
+        from fastcnn.models.opening import example_input, open_model
+        from fastcnn.optimization import optimize as run
+        from fastcnn.saving import check_device, load, save
+
+        place = check_device(device.value)
+        network = open_model(request)
+        say_random(request, network.fastcnn_info)
+        network, example = network.to(place), example_input(network, request, batch_size).to(place)
+        # Checked once, after it was loaded from the file: with `auto`, only what was built right may win.
+        fast = run(network, example, dtype=precision.dtype, backend=backend, allow_tf32=precision is Precision.tf32, check=backend == "auto")
+        with replacing(path, suffix=".fast") as draft:
+            say(f"saving {path}")
+            save(fast, draft, force=True, slim=slim)
+            say("checking the file")
+            report = verify(load(draft, device=place), network, example[:2])
+            report.require(f"{path} was not written: the module of {request.model}")
+    if as_json:
+        output.print_json(_to_dict(fast, report, path, slim))
+    else:
+        _print(fast, report, path, time.perf_counter() - started)
+
+
+def _to_dict(fast: OptimizedModule, report: ParityReport, path: Path, slim: bool) -> dict[str, Any]:
+    plan = fast.plan.to_dict()
+    return {
+        "path": path,
+        "bytes": path.stat().st_size,
+        "sha256": _sha256(path),
+        "backend": fast.backend,
+        "slim": slim,
+        "input_shape": fast.source.graph.input_shape,
+        "parity": report,
+        "passes": plan["passes"],
+        "choice": plan["choice"],
+        "steps": len(plan["rows"]),
+    }
+
+
+def _print(fast: OptimizedModule, report: ParityReport, path: Path, seconds: float) -> None:
+    """What was fused, what `auto` measured, the parity figures, the file and what to do next."""
+    plan, graph = fast.plan, fast.source.graph
+    measured = {f"  {one.backend}": one.why if one.milliseconds is None else f"{one.milliseconds:.2f} ms; {one.why}" for one in plan.choice}
+    output.print_fields(
+        {
+            **output.passes(one for one in plan.passes if one.fired or one.declined),
+            "backend": f"{fast.backend}, {len(plan.rows)} steps",
+            **measured,
+            "parity": report.summary(),
+            "input": f"{output.shape(graph.input_shape)} {str(fast.dtype).removeprefix('torch.')}",
+            "file": path,
+            "size": f"{path.stat().st_size:,} bytes",
+            "sha256": _sha256(path),
+            "time": f"{seconds:.1f} s, the check included",
+            "next": f"fastcnn predict {shlex.quote(str(path))} PICTURE",
+            "or": f"fastcnn.load({str(path)!r}) in Python",
+        }
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
