@@ -130,7 +130,7 @@ BAD = {
     "unknown opset": (["export", "simple_cnn", "--onnx", "--opset", "999"], "999"),
     "opset too old": (["export", "simple_cnn", "--onnx", "--opset", "1"], "or none for the lowest that the model needs"),
     "int8": (["export", "simple_cnn", "--onnx", "--precision", "int8"], "needs --calibration"),
-    "a precision that no file has": (["export", "simple_cnn", "--onnx", "--precision", "bf16"], "there are fp32 and fp16"),
+    "a precision that no file has": (["export", "simple_cnn", "--onnx", "--precision", "bf16"], "there are fp32, fp16, int8"),
     "batch of words": (["export", "simple_cnn", "--onnx", "--batch-size", "many"], "'many'"),
     "batch of zero": (["export", "simple_cnn", "--onnx", "--batch-size", "0"], "'0'"),
     "no such folder": (["export", "simple_cnn", "-o", "missing/x.onnx"], "missing"),
