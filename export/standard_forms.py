@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import fx
 
+from fastcnn.export.standard_convolutions import convolution, transposed_convolution
 from fastcnn.export.standard_pools import adaptive_average_pool, adaptive_max_pool, average_pool, max_pool
 from fastcnn.export.standard_resizes import antialiased_resize
-from fastcnn.graph.ir import CapturedGraph, arguments, aten, pair
+from fastcnn.graph.ir import CapturedGraph, arguments, aten
 
 # A call → the node that takes its place; None where it stays.
 Rewriting = Callable[[CapturedGraph, fx.Node], fx.Node | None]
@@ -79,28 +80,6 @@ def _squeeze(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
     if any(shape[axis] is None for axis in ([axes] if isinstance(axes, int) else axes)):
         return None
     return captured.call(aten.squeeze.dims, (source, single), before=node, like=node) if single else source
-
-
-def _transposed_convolution(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
-    """ONNX takes no output padding as large as the stride: crop, or pad, the whole result instead, and add the bias behind."""
-    values = arguments(node)
-    stride, padding, extra, dilation = (pair(values[name]) for name in ("stride", "padding", "output_padding", "dilation"))
-    if all(more < step for more, step in zip(extra, stride, strict=True)):
-        return None
-    source: fx.Node = values["input"]
-    whole = captured.call(
-        aten.conv_transpose2d.input,
-        (source, values["weight"], None, list(stride), [0, 0], [0, 0], values["groups"], list(dilation)),
-        before=node,
-        like=node,
-        shape=(*node.meta["shape"][:2], None, None),
-    )
-    edges = [-padding[1], extra[1] - padding[1], -padding[0], extra[0] - padding[0]]
-    cut = captured.call(aten.pad.default, (whole, edges), before=node, like=node)
-    if values["bias"] is None:
-        return cut
-    bias = captured.call(aten.reshape.default, (values["bias"], [-1, 1, 1]), before=node, like=node, shape=(node.meta["shape"][1], 1, 1))
-    return captured.call(aten.add.Tensor, (cut, bias), before=node, like=node)
 
 
 def _circular_padding(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
@@ -189,7 +168,9 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten.rrelu.default: _mean_slope,
     aten.squeeze.dim: _squeeze,
     aten.squeeze.dims: _squeeze,
-    aten.conv_transpose2d.input: _transposed_convolution,
+    aten.conv1d.default: convolution,
+    aten.conv2d.default: convolution,
+    aten.conv_transpose2d.input: transposed_convolution,
     aten.avg_pool1d.default: average_pool,
     aten.avg_pool2d.default: average_pool,
     aten.max_pool1d.default: max_pool,

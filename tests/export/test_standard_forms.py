@@ -44,6 +44,15 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "resize of one position": lambda x: (
         F.interpolate(x[:, :, :1, :1], size=(3, 4), mode="bilinear") + F.interpolate(x[..., :1, :1], (3, 4), mode="bicubic")
     ),
+    "convolution whose windows lie in the padding": lambda x: F.conv2d(
+        x[:, :1], torch.ones(1, 1, 3, 2, dtype=x.dtype), torch.ones(1, dtype=x.dtype), stride=(1, 2), padding=(1, 5)
+    ),
+    "convolution of one side whose windows lie in the padding": lambda x: F.conv1d(
+        x[:, :1, 0], torch.ones(1, 1, 2, dtype=x.dtype), padding=4, dilation=2
+    ),
+    "convolution whose stride leaps over the picture": lambda x: F.conv2d(
+        x[:, :1, :1, :1], torch.ones(1, 1, 1, 1, dtype=x.dtype), torch.ones(1, dtype=x.dtype), stride=3, padding=3
+    ),
     "transposed convolution, output padding and dilation": lambda x: F.conv_transpose2d(
         x, torch.ones(6, 2, 4, 4, dtype=x.dtype) / 16, output_padding=1, dilation=2
     ),
