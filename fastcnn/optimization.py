@@ -163,11 +163,15 @@ class Builder:
             outputs = {bounds: flatten(module(pictures[slice(*bounds)].clone())) for bounds in ordered}
         report = compare([outputs[bounds] for bounds in self._expected.slices], self._expected)
         wrong = next((row for row in report.rows if row.reason), None)
-        where = None
-        if wrong is not None and locate and module.lowered.input_dtype in (None, self.target.dtype):
-            x = pictures[: wrong.batch_size].to(self.target.dtype)
-            where = first_that_differs(module.source.graph, module.engine, self.target, x, wrong.tolerance)
+        where = self._first_that_differs(module, pictures[: wrong.batch_size], wrong.tolerance) if wrong is not None and locate else None
         report.require(f"backend {module.backend!r}" + (f", from {where} on," if where else ""))
+
+    def _first_that_differs(self, module: OptimizedModule, pictures: Tensor, tolerance: float) -> str | None:
+        try:
+            return first_that_differs(module.source.graph, module.engine, self.target, pictures.to(self.target.dtype), tolerance)
+        except Exception:  # the search may fail as the module did, and the module's failure is what there is to tell
+            log.debug("%s: cannot tell which operation differs", module.backend, exc_info=True)
+            return None
 
 
 def _fastest(builder: Builder) -> OptimizedModule:

@@ -34,8 +34,8 @@ class Wrong:
 
     name, passes = "torch", ()
 
-    def __init__(self, misses: object, refuses: object = None) -> None:
-        self.misses, self.refuses, self.lowered = misses, refuses, 0
+    def __init__(self, misses: object, refuses: object = None, breaks_in_pieces: bool = False) -> None:
+        self.misses, self.refuses, self.breaks_in_pieces, self.lowered = misses, refuses, breaks_in_pieces, 0
 
     def unsupported(self, target: Target) -> str | None:
         return None
@@ -44,6 +44,8 @@ class Wrong:
         self.lowered += 1
         if captured.output_nodes[0].target is self.refuses:
             raise RequestError("cannot be lowered")
+        if self.breaks_in_pieces and self.lowered > 1:
+            raise RuntimeError("out of memory")
         misses = self.misses
 
         class Runner(fx.Interpreter):
@@ -82,6 +84,11 @@ def test_the_error_names_the_operation(builder: Builder, operation: object, plac
 def test_what_cannot_be_lowered_alone_is_passed_over(builder: Builder) -> None:
     with pytest.raises(ParityError, match=r"from aten.max_pool2d on"):
         builder.build(Wrong(aten.sigmoid.default, refuses=aten.sigmoid.default))
+
+
+def test_a_search_that_fails_leaves_the_first_error(builder: Builder) -> None:
+    with pytest.raises(ParityError, match=r"^backend 'torch' does not compute"):
+        builder.build(Wrong(aten.tanh.default, breaks_in_pieces=True))
 
 
 def test_auto_does_not_search(builder: Builder) -> None:

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from fuzz.sweep import ATTEMPTS, Result, sweep
 from fuzz.verdict import ENGINES, KINDS
 
+# Networks after which the table so far is shown: a long sweep that is stopped has told what it saw.
+_PROGRESS = 50
+
 
 def table(results: Iterable[Result], engines: tuple[str, ...]) -> str:
     """How often each engine was right, and which operations it refused."""
@@ -45,8 +48,8 @@ def main() -> int:
             print(f"\nseed {result.seed}: {found.engine}: {found.kind}: {found.detail}", flush=True)
         if result.smallest:
             print(result.smallest, flush=True)
-        if len(results) % 100 == 0:
-            print(f"… {len(results)} networks", file=sys.stderr, flush=True)
+        if len(results) % _PROGRESS == 0:
+            print(f"\n… {len(results)} networks\n{table(results, engines)}", file=sys.stderr, flush=True)
     print(f"\n{table(results, engines)}")
     return 0 if all(verdict.good for result in results for verdict in result.verdicts) else 1
 

@@ -107,7 +107,7 @@ def test_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     made = assemble(chain("F.relu({0})"))
 
     def verdict_on(answer: object) -> Verdict:
-        def build(self: object, engine: object) -> object:
+        def build(self: object, engine: object, locate: bool) -> object:
             if isinstance(answer, Exception):
                 raise answer
             return answer

@@ -73,7 +73,8 @@ def judge(made: Network | Bundle, engines: tuple[str, ...], tell: Callable[[str]
                     builder = _builder(made, shape)
                 if isinstance(builder, FastcnnError):
                     raise builder
-                yield _compare(engine, builder.build(get_engine(engine)), made, shape)
+                # Of networks side by side, each is looked at alone afterwards.
+                yield _compare(engine, builder.build(get_engine(engine), locate=isinstance(made, Network)), made, shape)
             except ParityError as error:
                 # The engine was wrong, and the check kept it from the user.
                 named = re.search(r"from aten\.(\w+)", str(error))
