@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import fx
 
+from fastcnn.export.padding_apart import keep_padding_apart
 from fastcnn.export.standard_convolutions import convolution, transposed_convolution
 from fastcnn.export.standard_pools import adaptive_average_pool, adaptive_max_pool, average_pool, max_pool
 from fastcnn.export.standard_resizes import antialiased_resize
@@ -28,6 +29,7 @@ def in_standard_forms(captured: CapturedGraph) -> CapturedGraph:
         replacement = _REWRITINGS[node.target](captured, node)
         if replacement is not None and replacement is not node:
             captured.replace(node, replacement)
+    keep_padding_apart(captured)
     captured.tidy()
     return captured
 
@@ -158,9 +160,28 @@ def _median(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
     return None
 
 
+def _attention(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
+    """PyTorch's exporter takes attention with heads only: one head."""
+    values = arguments(node)
+    sides: list[fx.Node] = [values[name] for name in ("query", "key", "value")]
+    if any(len(side.meta["shape"]) != 3 for side in sides) or values["attn_mask"] is not None:
+        return None
+
+    def with_a_head(value: fx.Node) -> fx.Node:
+        first, *others = value.meta["shape"]
+        return captured.call(aten.unsqueeze.default, (value, 1), before=node, like=value, shape=(first, 1, *others))
+
+    first, *others = node.meta["shape"]
+    args = (*map(with_a_head, sides), *node.args[3:])
+    headed = captured.call(aten.scaled_dot_product_attention.default, args, before=node, like=node, shape=(first, 1, *others))
+    headed.kwargs = node.kwargs
+    return captured.call(aten.squeeze.dims, (headed, [1]), before=node, like=node)
+
+
 _REWRITINGS: dict[Any, Rewriting] = {
     aten.pad.default: _circular_padding,
     aten._pad_circular.default: _circular_padding,
+    aten.scaled_dot_product_attention.default: _attention,
     aten.hypot.default: _hypotenuse,
     aten.logsumexp.default: _log_sum_exp,
     aten.median.dim: _median,

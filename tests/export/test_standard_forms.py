@@ -44,6 +44,11 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "resize of one position": lambda x: (
         F.interpolate(x[:, :, :1, :1], size=(3, 4), mode="bilinear") + F.interpolate(x[..., :1, :1], (3, 4), mode="bicubic")
     ),
+    "max pool of a picture with zeros around": lambda x: F.max_pool2d(F.pad(-x.abs() - 1, [1, 1, 0, 2]), 4, padding=1),
+    "max pool of a row with zeros around": lambda x: F.max_pool1d(F.pad(-x.abs().flatten(2) - 1, [2, 1]), 3, 2),
+    "max pool with more zeros than its window has positions": lambda x: F.max_pool2d(F.pad(F.relu(x), [1, 3, 0, 2]), 2, padding=1),
+    "average pool with more zeros than its window has positions": lambda x: F.avg_pool2d(F.pad(F.pad(x, [1, 1, 0, 2]), [1, 1]), 3, padding=1),
+    "attention without heads": lambda x: F.scaled_dot_product_attention(x.flatten(2), x.flatten(2), x.flatten(2), is_causal=True),
     "convolution whose windows lie in the padding": lambda x: F.conv2d(
         x[:, :1], torch.ones(1, 1, 3, 2, dtype=x.dtype), torch.ones(1, dtype=x.dtype), stride=(1, 2), padding=(1, 5)
     ),
