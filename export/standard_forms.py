@@ -15,7 +15,7 @@ from torch import fx
 from fastcnn.export.padding_apart import keep_padding_apart
 from fastcnn.export.standard_convolutions import convolution, transposed_convolution
 from fastcnn.export.standard_pools import adaptive_average_pool, adaptive_max_pool, average_pool, max_pool
-from fastcnn.export.standard_resizes import antialiased_resize
+from fastcnn.export.standard_resizes import antialiased_resize, bicubic_resize
 from fastcnn.graph.ir import CapturedGraph, arguments, aten
 
 # A call → the node that takes its place; None where it stays.
@@ -201,6 +201,8 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten._adaptive_avg_pool2d.default: adaptive_average_pool,
     aten.adaptive_max_pool1d.default: adaptive_max_pool,
     aten.adaptive_max_pool2d.default: adaptive_max_pool,
+    aten.upsample_bicubic2d.vec: bicubic_resize,
+    aten.upsample_bicubic2d.default: bicubic_resize,
     aten._upsample_bilinear2d_aa.vec: antialiased_resize,
     aten._upsample_bilinear2d_aa.default: antialiased_resize,
     aten._upsample_bicubic2d_aa.vec: antialiased_resize,

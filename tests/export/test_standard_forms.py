@@ -41,6 +41,9 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "antialiased bilinear resize, smaller": lambda x: F.interpolate(x, size=(5, 4), mode="bilinear", antialias=True),
     "antialiased bilinear resize, larger": lambda x: F.interpolate(x, scale_factor=1.5, mode="bilinear", antialias=True),
     "antialiased bicubic resize": lambda x: F.interpolate(x, size=(5, 13), mode="bicubic", antialias=True, align_corners=True),
+    "bicubic resize between transpositions": lambda x: F.interpolate(
+        F.silu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), size=(5, 4), mode="bicubic", align_corners=True
+    ).permute(0, 2, 3, 1),
     "resize of one position": lambda x: (
         F.interpolate(x[:, :, :1, :1], size=(3, 4), mode="bilinear") + F.interpolate(x[..., :1, :1], (3, 4), mode="bicubic")
     ),
