@@ -12,9 +12,11 @@ from typing import Any
 
 from torch import fx
 
+from fastcnn.export.padding_apart import keep_padding_apart
+from fastcnn.export.standard_convolutions import convolution, transposed_convolution
 from fastcnn.export.standard_pools import adaptive_average_pool, adaptive_max_pool, average_pool, max_pool
-from fastcnn.export.standard_resizes import antialiased_resize
-from fastcnn.graph.ir import CapturedGraph, arguments, aten, pair
+from fastcnn.export.standard_resizes import antialiased_resize, bicubic_resize
+from fastcnn.graph.ir import CapturedGraph, arguments, aten
 
 # A call → the node that takes its place; None where it stays.
 Rewriting = Callable[[CapturedGraph, fx.Node], fx.Node | None]
@@ -27,6 +29,7 @@ def in_standard_forms(captured: CapturedGraph) -> CapturedGraph:
         replacement = _REWRITINGS[node.target](captured, node)
         if replacement is not None and replacement is not node:
             captured.replace(node, replacement)
+    keep_padding_apart(captured)
     captured.tidy()
     return captured
 
@@ -79,28 +82,6 @@ def _squeeze(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
     if any(shape[axis] is None for axis in ([axes] if isinstance(axes, int) else axes)):
         return None
     return captured.call(aten.squeeze.dims, (source, single), before=node, like=node) if single else source
-
-
-def _transposed_convolution(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
-    """ONNX takes no output padding as large as the stride: crop, or pad, the whole result instead, and add the bias behind."""
-    values = arguments(node)
-    stride, padding, extra, dilation = (pair(values[name]) for name in ("stride", "padding", "output_padding", "dilation"))
-    if all(more < step for more, step in zip(extra, stride, strict=True)):
-        return None
-    source: fx.Node = values["input"]
-    whole = captured.call(
-        aten.conv_transpose2d.input,
-        (source, values["weight"], None, list(stride), [0, 0], [0, 0], values["groups"], list(dilation)),
-        before=node,
-        like=node,
-        shape=(*node.meta["shape"][:2], None, None),
-    )
-    edges = [-padding[1], extra[1] - padding[1], -padding[0], extra[0] - padding[0]]
-    cut = captured.call(aten.pad.default, (whole, edges), before=node, like=node)
-    if values["bias"] is None:
-        return cut
-    bias = captured.call(aten.reshape.default, (values["bias"], [-1, 1, 1]), before=node, like=node, shape=(node.meta["shape"][1], 1, 1))
-    return captured.call(aten.add.Tensor, (cut, bias), before=node, like=node)
 
 
 def _circular_padding(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
@@ -179,9 +160,28 @@ def _median(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
     return None
 
 
+def _attention(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
+    """PyTorch's exporter takes attention with heads only: one head."""
+    values = arguments(node)
+    sides: list[fx.Node] = [values[name] for name in ("query", "key", "value")]
+    if any(len(side.meta["shape"]) != 3 for side in sides) or values["attn_mask"] is not None:
+        return None
+
+    def with_a_head(value: fx.Node) -> fx.Node:
+        first, *others = value.meta["shape"]
+        return captured.call(aten.unsqueeze.default, (value, 1), before=node, like=value, shape=(first, 1, *others))
+
+    first, *others = node.meta["shape"]
+    args = (*map(with_a_head, sides), *node.args[3:])
+    headed = captured.call(aten.scaled_dot_product_attention.default, args, before=node, like=node, shape=(first, 1, *others))
+    headed.kwargs = node.kwargs
+    return captured.call(aten.squeeze.dims, (headed, [1]), before=node, like=node)
+
+
 _REWRITINGS: dict[Any, Rewriting] = {
     aten.pad.default: _circular_padding,
     aten._pad_circular.default: _circular_padding,
+    aten.scaled_dot_product_attention.default: _attention,
     aten.hypot.default: _hypotenuse,
     aten.logsumexp.default: _log_sum_exp,
     aten.median.dim: _median,
@@ -189,7 +189,9 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten.rrelu.default: _mean_slope,
     aten.squeeze.dim: _squeeze,
     aten.squeeze.dims: _squeeze,
-    aten.conv_transpose2d.input: _transposed_convolution,
+    aten.conv1d.default: convolution,
+    aten.conv2d.default: convolution,
+    aten.conv_transpose2d.input: transposed_convolution,
     aten.avg_pool1d.default: average_pool,
     aten.avg_pool2d.default: average_pool,
     aten.max_pool1d.default: max_pool,
@@ -199,6 +201,8 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten._adaptive_avg_pool2d.default: adaptive_average_pool,
     aten.adaptive_max_pool1d.default: adaptive_max_pool,
     aten.adaptive_max_pool2d.default: adaptive_max_pool,
+    aten.upsample_bicubic2d.vec: bicubic_resize,
+    aten.upsample_bicubic2d.default: bicubic_resize,
     aten._upsample_bilinear2d_aa.vec: antialiased_resize,
     aten._upsample_bilinear2d_aa.default: antialiased_resize,
     aten._upsample_bicubic2d_aa.vec: antialiased_resize,

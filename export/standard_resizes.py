@@ -15,6 +15,12 @@ def antialiased_resize(captured: CapturedGraph, node: fx.Node) -> fx.Node | None
     return as_products(captured, node)
 
 
+def bicubic_resize(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
+    """ONNX Runtime moves transpositions through a resize, and then refuses it: its bicubic one wants the sides last."""
+    moved = (aten.permute.default, aten.transpose.int, aten.movedim.int, aten.movedim.intlist)
+    return as_products(captured, node) if next(captured.calls(*moved), None) is not None else None
+
+
 def as_products(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
     """A linear operation on [N, C, H, W] that works on each side apart and keeps constants, as M_h · x · M_wᵀ; None where a side is free."""
     source: fx.Node = node.args[0]  # type: ignore[assignment]

@@ -19,6 +19,7 @@ from fastcnn.graph.given import unwrap
 from fastcnn.graph.passes import run_passes
 from fastcnn.graph.plan import BackendTiming
 from fastcnn.int8_builder import Int8Builder
+from fastcnn.localization import first_that_differs
 from fastcnn.optimized_module import ModuleSource, OptimizedModule
 from fastcnn.parity import Expected, compare, expect, flatten
 from fastcnn.precision import exact_float32
@@ -63,7 +64,7 @@ def optimize(
     Raises:
         InputError, CaptureError: see `fastcnn.graph.capture.capture`.
         BackendError: the backend cannot run here, or not with this dtype or device.
-        ParityError: the result does not compute the same function.
+        ParityError: the result does not compute the same function; of an explicit backend the error names the first operation that differs.
         RequestError: int8 without pictures that can serve, or options of int8 for another dtype.
     """
     engine = None if backend == "auto" else get_engine(backend)
@@ -110,8 +111,10 @@ class Builder:
         self._sources: dict[tuple[str, ...], ModuleSource] = {}
         self._artifacts: dict[tuple[str, ...], bytes] = {}
 
-    def build(self, engine: Engine) -> OptimizedModule:
+    def build(self, engine: Engine, *, locate: bool = True) -> OptimizedModule:
         """The module that runs on `engine`, held against the reference where the builder checks.
+
+        Where it differs, the error names the operation, unless `locate` is False: the search lowers the graph some ten times more.
 
         Raises:
             BackendError: the engine cannot run on this device, in this dtype, or not this graph.
@@ -128,7 +131,7 @@ class Builder:
             self._artifacts[passes] = lowered.artifact
         module = OptimizedModule(source, engine, lowered)
         if self.check:
-            self._require_parity(module)
+            self._require_parity(module, locate)
         return module
 
     def _source(self, passes: tuple[str, ...]) -> ModuleSource:
@@ -148,7 +151,7 @@ class Builder:
             self.model, self.example, [(0, size) for size in sorted({1, self.example.shape[0]})], dtype=self.target.dtype, tf32=self.target.tf32
         )
 
-    def _require_parity(self, module: OptimizedModule) -> None:
+    def _require_parity(self, module: OptimizedModule, locate: bool) -> None:
         if self._int8 is not None:
             self._int8.require(module)
             return
@@ -158,7 +161,17 @@ class Builder:
             # The largest first: an engine that plans its memory then need not plan it again for each.
             ordered = sorted(self._expected.slices, key=lambda bounds: bounds[0] - bounds[1])
             outputs = {bounds: flatten(module(pictures[slice(*bounds)].clone())) for bounds in ordered}
-        compare([outputs[bounds] for bounds in self._expected.slices], self._expected).require(f"backend {module.backend!r}")
+        report = compare([outputs[bounds] for bounds in self._expected.slices], self._expected)
+        wrong = next((row for row in report.rows if row.reason), None)
+        where = self._first_that_differs(module, pictures[: wrong.batch_size], wrong.tolerance) if wrong is not None and locate else None
+        report.require(f"backend {module.backend!r}" + (f", from {where} on," if where else ""))
+
+    def _first_that_differs(self, module: OptimizedModule, pictures: Tensor, tolerance: float) -> str | None:
+        try:
+            return first_that_differs(module.source.graph, module.engine, self.target, pictures.to(self.target.dtype), tolerance)
+        except Exception:  # the search may fail as the module did, and the module's failure is what there is to tell
+            log.debug("%s: cannot tell which operation differs", module.backend, exc_info=True)
+            return None
 
 
 def _fastest(builder: Builder) -> OptimizedModule:
@@ -171,7 +184,7 @@ def _fastest(builder: Builder) -> OptimizedModule:
             reason = engine.unfit_for_auto() or engine.unsupported(builder.target)
         if reason is None:
             try:
-                module = builder.build(engine)
+                module = builder.build(engine, locate=False)
                 module(builder.example)  # also where nothing was checked: what cannot run is not timed
                 built[name] = module
                 continue

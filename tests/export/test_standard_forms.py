@@ -41,8 +41,25 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "antialiased bilinear resize, smaller": lambda x: F.interpolate(x, size=(5, 4), mode="bilinear", antialias=True),
     "antialiased bilinear resize, larger": lambda x: F.interpolate(x, scale_factor=1.5, mode="bilinear", antialias=True),
     "antialiased bicubic resize": lambda x: F.interpolate(x, size=(5, 13), mode="bicubic", antialias=True, align_corners=True),
+    "bicubic resize between transpositions": lambda x: F.interpolate(
+        F.silu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), size=(5, 4), mode="bicubic", align_corners=True
+    ).permute(0, 2, 3, 1),
     "resize of one position": lambda x: (
         F.interpolate(x[:, :, :1, :1], size=(3, 4), mode="bilinear") + F.interpolate(x[..., :1, :1], (3, 4), mode="bicubic")
+    ),
+    "max pool of a picture with zeros around": lambda x: F.max_pool2d(F.pad(-x.abs() - 1, [1, 1, 0, 2]), 4, padding=1),
+    "max pool of a row with zeros around": lambda x: F.max_pool1d(F.pad(-x.abs().flatten(2) - 1, [2, 1]), 3, 2),
+    "max pool with more zeros than its window has positions": lambda x: F.max_pool2d(F.pad(F.relu(x), [1, 3, 0, 2]), 2, padding=1),
+    "average pool with more zeros than its window has positions": lambda x: F.avg_pool2d(F.pad(F.pad(x, [1, 1, 0, 2]), [1, 1]), 3, padding=1),
+    "attention without heads": lambda x: F.scaled_dot_product_attention(x.flatten(2), x.flatten(2), x.flatten(2), is_causal=True),
+    "convolution whose windows lie in the padding": lambda x: F.conv2d(
+        x[:, :1], torch.ones(1, 1, 3, 2, dtype=x.dtype), torch.ones(1, dtype=x.dtype), stride=(1, 2), padding=(1, 5)
+    ),
+    "convolution of one side whose windows lie in the padding": lambda x: F.conv1d(
+        x[:, :1, 0], torch.ones(1, 1, 2, dtype=x.dtype), padding=4, dilation=2
+    ),
+    "convolution whose stride leaps over the picture": lambda x: F.conv2d(
+        x[:, :1, :1, :1], torch.ones(1, 1, 1, 1, dtype=x.dtype), torch.ones(1, dtype=x.dtype), stride=3, padding=3
     ),
     "transposed convolution, output padding and dilation": lambda x: F.conv_transpose2d(
         x, torch.ones(6, 2, 4, 4, dtype=x.dtype) / 16, output_padding=1, dilation=2

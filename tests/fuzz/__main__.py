@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from fuzz.sweep import ATTEMPTS, Result, sweep
 from fuzz.verdict import ENGINES, KINDS
 
+# Networks after which the table so far is shown: a long sweep that is stopped has told what it saw.
+_PROGRESS = 50
+
 
 def table(results: Iterable[Result], engines: tuple[str, ...]) -> str:
     """How often each engine was right, and which operations it refused."""
@@ -18,7 +21,7 @@ def table(results: Iterable[Result], engines: tuple[str, ...]) -> str:
     for result in results:
         for verdict in result.verdicts:
             counts[verdict.engine][verdict.kind] += 1
-            if verdict.kind == "refused":
+            if verdict.kind in ("refused", "differs"):
                 refused[verdict.key] += 1
     lines = ["".join(f"{title:>12}" for title in ("engine", *KINDS))]
     lines += ["".join(f"{cell:>12}" for cell in (engine, *(counts[engine][kind] for kind in KINDS))) for engine in engines]
@@ -38,18 +41,17 @@ def main() -> int:
     unknown = set(engines) - set(ENGINES)
     if unknown:
         parser.error(f"no engine is called {', '.join(sorted(unknown))}; there are {', '.join(ENGINES)}")
-    results, causes = list[Result](), Counter[str]()
+    results = list[Result]()
     for result in sweep(range(int(first), int(last or int(first) + 1)), engines, options.attempts):
         results.append(result)
-        for bad in (verdict for verdict in result.verdicts if not verdict.good):
-            causes[bad.key] += 1
-            print(f"\nseed {result.seed}: {bad.engine}: {bad.kind}: {bad.detail}", flush=True)
+        for found in (verdict for verdict in result.verdicts if verdict.is_news):
+            print(f"\nseed {result.seed}: {found.engine}: {found.kind}: {found.detail}", flush=True)
         if result.smallest:
             print(result.smallest, flush=True)
-        if len(results) % 100 == 0:
-            print(f"… {len(results)} networks", file=sys.stderr, flush=True)
+        if len(results) % _PROGRESS == 0:
+            print(f"\n… {len(results)} networks\n{table(results, engines)}", file=sys.stderr, flush=True)
     print(f"\n{table(results, engines)}")
-    return 1 if causes else 0
+    return 0 if all(verdict.good for result in results for verdict in result.verdicts) else 1
 
 
 if __name__ == "__main__":

@@ -62,3 +62,8 @@ def maybe(dice: Random, value: object, chance: float = 0.5) -> object:
 def sides(dice: Random, low: int, high: int) -> int | tuple[int, int]:
     """One number for both sides, or two."""
     return dice.randint(low, high) if dice.random() < 0.6 else (dice.randint(low, high), dice.randint(low, high))
+
+
+def channels(dice: Random, most: int) -> int:
+    """At most `most`; or, two times in five, what runtimes lay out in blocks of 4, 8 or 16, and sometimes one more or less."""
+    return dice.randint(1, most) if dice.random() < 0.6 else dice.choice([8, 12, 16, 16, 24, 32]) + dice.choice([0, 0, 0, 0, -1, 1])

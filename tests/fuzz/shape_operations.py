@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from fuzz.registry import Draft, maybe, operation, options
+from fuzz.registry import Draft, channels, maybe, operation, options
 
 Shape = tuple[int, ...]
 
@@ -21,7 +21,7 @@ def concat(dice: Random, shape: Shape) -> Draft:
 @operation(4, weight=2)
 def inception(dice: Random, shape: Shape) -> Draft:
     pool = dice.choice(["F.avg_pool2d({0}, 3, 1, 1)", "F.max_pool2d({0}, 3, 1, 1)", "F.avg_pool2d({0}, 3, 1, 1, count_include_pad=False)"])
-    branches = [f"nn.Conv2d({{c}}, {dice.randint(1, 4)}, {kernel})" for kernel in ("1", "3, padding=1", "1")]
+    branches = [f"nn.Conv2d({{c}}, {channels(dice, 4)}, {kernel})" for kernel in ("1", "3, padding=1", "1")]
     return Draft(f"torch.cat([{{m}}[0]({{0}}), {{m}}[1]({{0}}), {{m}}[2]({pool})], 1)", f"nn.ModuleList([{', '.join(branches)}])")
 
 
@@ -32,14 +32,14 @@ def stack(dice: Random, shape: Shape) -> Draft:
 
 @operation(4, weight=2)
 def split(dice: Random, shape: Shape) -> Draft | None:
-    channels = shape[0]
-    if channels < 2:
+    count = shape[0]
+    if count < 2:
         return None
-    cut = dice.randint(1, channels - 1)
+    cut = dice.randint(1, count - 1)
     return Draft(
         dice.choice(
             [
-                f"torch.cat({{0}}.split([{cut}, {channels - cut}], 1)[::-1], 1)",
+                f"torch.cat({{0}}.split([{cut}, {count - cut}], 1)[::-1], 1)",
                 "torch.cat([part * 0.5 for part in {0}.chunk(2, 1)], 1)",
                 "torch.cat([F.relu({0}.chunk(3, 1)[0]), {0}.chunk(3, 1)[-1]], 1)",
                 f"F.relu({{0}}.split({cut}, 1)[0])",
@@ -53,7 +53,7 @@ def split(dice: Random, shape: Shape) -> Draft | None:
 
 @operation(4, weight=2)
 def slicing(dice: Random, shape: Shape) -> Draft:
-    channels, height, width = shape
+    count, height, width = shape
     top, left = dice.randint(0, max(height - 2, 0)), dice.randint(0, max(width - 2, 0))
     return Draft(
         dice.choice(
@@ -62,7 +62,7 @@ def slicing(dice: Random, shape: Shape) -> Draft:
                 "{0}[:, :, ::2, ::2]",
                 "{0}[:, :, 1:-1, 1:-1]",
                 "{0}[..., :-1]",
-                f"{{0}}[:, :{max(1, channels - 1)}]",
+                f"{{0}}[:, :{max(1, count - 1)}]",
                 "{0}[:, -1:]",
                 "{0}[:, ::2]",
                 "{0}[:, [0, 0, -1]]",
@@ -79,13 +79,13 @@ def slicing(dice: Random, shape: Shape) -> Draft:
 
 @operation(4, weight=2)
 def view(dice: Random, shape: Shape) -> Draft:
-    channels = shape[0]
-    groups = dice.choice([size for size in range(1, channels + 1) if channels % size == 0])
+    count = shape[0]
+    groups = dice.choice([size for size in range(1, count + 1) if count % size == 0])
     return Draft(
         dice.choice(
             [
                 f"{{0}}.view({{0}}.shape[0], {groups}, -1, *{{0}}.shape[2:]).transpose(1, 2).reshape({{0}}.shape)",
-                f"{{0}}.reshape({{0}}.size(0), {groups}, {channels // groups}, *{{0}}.shape[2:]).mean(1)",
+                f"{{0}}.reshape({{0}}.size(0), {groups}, {count // groups}, *{{0}}.shape[2:]).mean(1)",
                 f"{{0}}.unflatten(1, ({groups}, -1)).amax(2)",
                 "{0}.transpose(2, 3)",
                 "{0}.permute(0, 3, 1, 2)",

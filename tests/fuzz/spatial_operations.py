@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from fuzz.registry import Draft, maybe, operation, options, sides
+from fuzz.registry import Draft, channels, maybe, operation, options, sides
 
 Shape = tuple[int, ...]
 
@@ -15,7 +15,7 @@ def convolution(dice: Random, shape: Shape) -> Draft:
     mode = maybe(dice, dice.choice(["'reflect'", "'replicate'", "'circular'"]), 0.15)
     stride = maybe(dice, sides(dice, 1, 3)) if padding != "'same'" else None
     dilation = maybe(dice, sides(dice, 1, 2), 0.25)
-    out = dice.randint(1, 9)
+    out = channels(dice, 9)
     return Draft(
         "{m}({0})",
         f"nn.Conv2d({{c}}, {out}, {{options}})",
@@ -25,13 +25,12 @@ def convolution(dice: Random, shape: Shape) -> Draft:
 
 @operation(4, weight=2)
 def projection(dice: Random, shape: Shape) -> Draft:
-    return Draft("{m}({0})", f"nn.Conv2d({{c}}, {dice.randint(1, 9)}, {{options}})", options(kernel_size=1, bias=maybe(dice, False, 0.3)))
+    return Draft("{m}({0})", f"nn.Conv2d({{c}}, {channels(dice, 9)}, {{options}})", options(kernel_size=1, bias=maybe(dice, False, 0.3)))
 
 
 @operation(4, weight=2)
 def grouped_convolution(dice: Random, shape: Shape) -> Draft:
-    channels = shape[0]
-    groups = dice.choice([size for size in range(1, channels + 1) if channels % size == 0])
+    groups = dice.choice([size for size in range(1, shape[0] + 1) if shape[0] % size == 0])
     out = groups * dice.randint(1, 3)
     return Draft(
         "{m}({0})",
@@ -50,11 +49,11 @@ def grouped_convolution(dice: Random, shape: Shape) -> Draft:
 def transposed_convolution(dice: Random, shape: Shape) -> Draft:
     stride = sides(dice, 1, 3)
     dilation = maybe(dice, sides(dice, 1, 3), 0.4)
-    channels = shape[0]
-    groups = dice.choice([size for size in range(1, channels + 1) if channels % size == 0]) if dice.random() < 0.3 else 1
+    groups = dice.choice([size for size in range(1, shape[0] + 1) if shape[0] % size == 0]) if dice.random() < 0.3 else 1
+    out = groups * dice.randint(1, 4) if groups > 1 else channels(dice, 4)
     return Draft(
         "{m}({0})",
-        f"nn.ConvTranspose2d({{c}}, {groups * dice.randint(1, 4)}, {{options}})",
+        f"nn.ConvTranspose2d({{c}}, {out}, {{options}})",
         options(
             kernel_size=sides(dice, 1, 4),
             stride=stride,
@@ -178,11 +177,11 @@ def padding_module(dice: Random, shape: Shape) -> Draft:
 
 @operation(4)
 def rearrangement(dice: Random, shape: Shape) -> Draft | None:
-    channels, height, width = shape
+    count, height, width = shape
     choices = ["F.unfold({0}, 2, stride=2)"]
-    choices += ["F.pixel_shuffle({0}, 2)"] * (channels % 4 == 0)
+    choices += ["F.pixel_shuffle({0}, 2)"] * (count % 4 == 0)
     choices += ["F.pixel_unshuffle({0}, 2)"] * (height % 2 == 0 and width % 2 == 0)
-    choices += [f"F.channel_shuffle({{0}}, {groups})" for groups in (2, 3) if channels % groups == 0]
+    choices += [f"F.channel_shuffle({{0}}, {groups})" for groups in (2, 3) if count % groups == 0]
     choices += ["torch.roll({0}, 1, 2)", "torch.flip({0}, (3,))"]
     return Draft(dice.choice(choices))
 

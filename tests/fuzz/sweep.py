@@ -46,7 +46,7 @@ def sweep(seeds: Sequence[int], engines: tuple[str, ...], attempts: int = ATTEMP
         with _Child(_work, batch, engines, known, attempts) as child:
             for message in child:
                 if isinstance(message, Result):
-                    known |= {verdict.key for verdict in message.verdicts if not verdict.good}
+                    known |= {verdict.key for verdict in message.verdicts if verdict.is_news}
                     yield message
                 elif isinstance(message, str):
                     at_work = message
@@ -108,8 +108,8 @@ def results_of(group: list[int], engines: tuple[str, ...], known: set[str], atte
     rest = tuple(engine for engine in engines if engine not in {verdict.engine for verdict in together})
     for made in networks:
         verdicts = (*together, *judge(made, rest, tell))
-        new = next((verdict for verdict in verdicts if not verdict.good and verdict.key not in known), None)
-        known |= {verdict.key for verdict in verdicts if not verdict.good}
+        new = next((verdict for verdict in verdicts if verdict.is_news and verdict.key not in known), None)
+        known |= {verdict.key for verdict in verdicts if verdict.is_news}
         yield Result(made.recipe.seed, verdicts, "" if new is None else _smallest(made, new, attempts))
 
 

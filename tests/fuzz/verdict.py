@@ -24,8 +24,8 @@ from fastcnn.export.runtimes import open_file
 from fastcnn.optimization import Builder
 
 ENGINES = ("torch", "onnxruntime", "openvino", "onnx")
-KINDS = ("right", "refused", "unnamed", "wrong", "traceback", "crash")
-GOOD = ("right", "refused")
+KINDS = ("right", "refused", "differs", "unnamed", "wrong", "traceback", "crash")
+SERVED = ("right", "refused", "differs")
 
 # Of float32 against float64, beside twice what eager PyTorch errs by: an engine may sum in another order.
 _TOLERANCE = 2e-5
@@ -35,7 +35,8 @@ _BATCHES = (3, 1)
 @dataclass(frozen=True)
 class Verdict:
     """Attributes:
-    kind: "right"; "refused", which names the operation; "unnamed", a refusal that does not; "wrong"; "traceback"; "crash".
+    kind: "right"; "refused", which names the operation; "differs", a refusal that does, of what the product's own check found wrong; "unnamed", a
+        refusal that does not; "wrong"; "traceback"; "crash".
     detail: the message of an error, or the figures.
     key: what two failures of one cause have in common.
     """
@@ -48,7 +49,12 @@ class Verdict:
     @property
     def good(self) -> bool:
         """Whether a user was served, or told why not."""
-        return self.kind in GOOD
+        return self.kind in SERVED
+
+    @property
+    def is_news(self) -> bool:
+        """Whether the smallest network of its kind is worth a look."""
+        return self.kind not in ("right", "refused")
 
 
 def judge(made: Network | Bundle, engines: tuple[str, ...], tell: Callable[[str], None] = lambda engine: None) -> Iterator[Verdict]:
@@ -67,10 +73,12 @@ def judge(made: Network | Bundle, engines: tuple[str, ...], tell: Callable[[str]
                     builder = _builder(made, shape)
                 if isinstance(builder, FastcnnError):
                     raise builder
-                yield _compare(engine, builder.build(get_engine(engine)), made, shape)
+                # Of networks side by side, each is looked at alone afterwards.
+                yield _compare(engine, builder.build(get_engine(engine), locate=isinstance(made, Network)), made, shape)
             except ParityError as error:
                 # The engine was wrong, and the check kept it from the user.
-                yield Verdict(engine, "unnamed", str(error), f"{engine}: differs")
+                named = re.search(r"from aten\.(\w+)", str(error))
+                yield Verdict(engine, "differs" if named else "unnamed", str(error), f"{engine}: differs" + (f" from {named[1]} on" if named else ""))
             except FastcnnError as error:
                 yield _refusal(engine, str(error), made)
             except Exception as error:  # what this is for

@@ -72,7 +72,7 @@ LAYERS: tuple[Layer, ...] = (
     Layer("numbers", (Room("quantization", _ours("quantization"), "products of 8 bits"),)),
     Layer("files", (Room("export", _ours("export"), "ONNX, TorchScript, .pt2"),)),
     Layer("engines", (Room("engines", _ours("engines"), "what runs a fused graph"),)),
-    Layer("modules", (Room("optimize", _ours("optimization", "int8_builder", "optimized_module", "saving"), "the fused module"),)),
+    Layer("modules", (Room("optimize", _ours("optimization", "int8_builder", "localization", "optimized_module", "saving"), "the fused module"),)),
     Layer("answers", (Room("prediction", _ours("prediction"), "pictures in, classes out"),)),
     Layer("accuracy", (Room("evaluation", _ours("evaluation"), "how many are right"),)),
     Layer(
