@@ -25,6 +25,8 @@ from fastcnn.quantization.sensitivity import PICTURES, Sensitivity, sensitivitie
 _SHARE = 0.97
 # Choices of float layers that are tried; the estimate is near, so that halving needs few.
 _ATTEMPTS = 8
+# Of the layers found, those that are tried in 8 bits again: together they may do what one of them is not needed for.
+_RETURNS = 3
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,22 @@ def _relaxed(attempt: Callable[[tuple[str, ...]], Quantized], first: Judgement, 
         else:
             count = (fails + enough) // 2
     if found is not None:
-        return found
+        return _given_back(attempt, found, rows, limits)
     worst = ", ".join(f"{row.layer} ({row.square**0.5:.2g})" for row in rows[:3])
     raise ParityError(
         f"{name} misses its limits in int8: {last.reason or 'the error is too near its bound'}, "
         f"with {fails} of {len(rows)} layers in float; the layers that hurt most: {worst}"
     )
+
+
+def _given_back(attempt: Callable[[tuple[str, ...]], Quantized], found: Quantized, rows: Sequence[Sensitivity], limits: Limits) -> Quantized:
+    """`found` without those of its float layers that the limits hold without: the dearest are tried. The last one that was taken is needed."""
+    operations = {row.layer: row.operations for row in rows}
+    for layer in sorted(found.float_layers[:-1], key=operations.__getitem__, reverse=True)[:_RETURNS]:
+        made = attempt(tuple(other for other in found.float_layers if other != layer))
+        if _holds(made.judgement, limits):
+            found = made
+    return found
 
 
 def _holds(judgement: Judgement, limits: Limits) -> bool:

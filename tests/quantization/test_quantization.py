@@ -200,6 +200,10 @@ def test_layers_go_back_to_float_until_the_limit_holds(graph: CapturedGraph, ran
     assert part.judgement.relative_error <= limit
     assert 0 < len(part.float_layers) < part.layers
     assert len(part.sensitivity) == part.layers
+    for layer in part.float_layers:
+        fewer, _ = quantize(graph, ranges.of(scheme), scheme, [other for other in part.float_layers if other != layer])
+        correct_biases(fewer, output_means(in_float32(graph), ranges.kept.values()), ranges.kept.values())
+        assert error_of(fewer, ranges, expected) > 0.97 * limit, f"{layer} could have stayed in 8 bits"
     with pytest.raises(ParityError, match="the layers that hurt most: "):
         build(graph, ranges, scheme, Limits(max_error=1e-6), expected, held_out)
 
