@@ -62,7 +62,7 @@ def benchmark(
     Args:
         models: names of the registry, which get seeded random weights; or requests for a model of any kind, or for an ONNX file, of which
             only the rows that run plain ONNX files are measured.
-        precision: what all of them compute in.
+        precision: what all of them compute in; int8 stands for rows in 8 bits beside those in float32.
         progress_of: makes the progress display of one model and batch size from its title.
 
     Raises UnknownNameError for a model or a baseline that does not exist, RequestError for a wrong number, and BackendError if no peer
@@ -74,9 +74,11 @@ def benchmark(
     requests = [ModelRequest(model) if isinstance(model, str) else model for model in models]
     titles = [request.read().title for request in requests]
     chosen = {"device": device, "precision": precision.value, "peers": [peer.name for peer in peers], "weights": WEIGHTS, **asdict(extras)}
+    if settings.calibration is not None:
+        chosen["calibration"] = settings.calibration.name
     report = BenchmarkReport(environment(device), asdict(settings) | chosen)
     for title, request in zip(titles, requests, strict=True):
-        subject, sizes = subject_of(request, precision, device)
+        subject, sizes = subject_of(request, precision, device, settings.calibration)
         _note_weights(report, title, subject)
         run = _Run(report, _rows_for(subject, peers, title), settings, device, extras, request)
         with subject:

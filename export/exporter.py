@@ -36,7 +36,7 @@ from fastcnn.export.report import ExportReport
 from fastcnn.files import check_target, replacing
 from fastcnn.graph.capture import capture
 from fastcnn.graph.ir import CapturedGraph
-from fastcnn.graph.passes import STANDARD_PASSES, run_passes
+from fastcnn.graph.passes import INT8_PASSES, STANDARD_PASSES, run_passes
 from fastcnn.models.weights import state_dict_sha256
 from fastcnn.parity import ParityReport
 from fastcnn.precision import Precision
@@ -217,7 +217,7 @@ def export_file(
     front = _front(options, known)
     say("passes")
     folding = captured if front is None or front.normalize else normalize_in_graph(captured, front.preprocessing)
-    graph, passes = run_passes(folding, STANDARD_PASSES)
+    graph, passes = run_passes(folding, STANDARD_PASSES if options.int8 is None else INT8_PASSES)
     say(f"lower to {options.format.title}")
     made = None
     if options.int8 is not None:

@@ -27,7 +27,7 @@ from fastcnn.quantization.request import Int8Request, Limits, QuantizeFor
 from fastcnn.quantization.scheme import Scheme, has_vnni, instruction_set
 
 # Of the pictures to judge by, those that stay in the file: as many levels as this share of the float weights has bytes, or a few small pictures'.
-_SHARE_OF_WEIGHTS, _SMALL = 0.02, 16384
+_SHARE_OF_WEIGHTS, _SMALL = 0.005, 16384
 _FEWEST, _MOST = 3, 32
 # Batches that a file with a dynamic batch is judged in, after those of the options.
 _USUAL_BATCH = 8

@@ -16,7 +16,7 @@ from fastcnn.engines.base import Engine
 from fastcnn.errors import BackendError, FastcnnError, RequestError
 from fastcnn.graph.capture import capture
 from fastcnn.graph.given import unwrap
-from fastcnn.graph.passes import run_passes
+from fastcnn.graph.passes import INT8_PASSES, run_passes
 from fastcnn.graph.plan import BackendTiming
 from fastcnn.int8_builder import Int8Builder
 from fastcnn.localization import first_that_differs
@@ -123,7 +123,7 @@ class Builder:
         reason = engine.unsupported(self.target)
         if reason:
             raise BackendError(f"backend {engine.name!r}: {reason}")
-        passes = tuple(engine.passes)
+        passes = tuple(engine.passes if self._int8 is None else [name for name in engine.passes if name in INT8_PASSES])
         source = self._source(passes)
         # The ONNX model of one runtime serves the other.
         lowered = engine.lower(source.graph, self.target, self._artifacts.get(passes) if self.target.dtype in _ONE_MODEL else None)

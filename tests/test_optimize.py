@@ -370,3 +370,15 @@ def test_ordinary_values(size, dtype):
             assert not _is_ordinary_array(changed)
     if dtype != np.float16:  # the sum of squares alone would refuse them
         assert _is_ordinary_array(np.full(size, 9e9, dtype))
+
+
+def test_bfloat16_answers_with_logits_that_are_not_rounded_to_it():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 50)).eval()
+    x = images(16, 3, 8, 8)
+    output = fastcnn.optimize(model, x, dtype=torch.bfloat16, backend="torch", check=False)(x)  # random logits lie near each other
+    assert output.dtype == torch.float32
+    assert not torch.equal(output, output.bfloat16().float())
+    with torch.no_grad():
+        truth, eager = model(x), copy.deepcopy(model).bfloat16()(x.bfloat16())
+    assert float((output - truth).norm()) < float((eager.float() - truth).norm())

@@ -17,6 +17,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fastcnn.bench.measuring.timing import Instruments, Sample
-from fastcnn.bench.peers.base import Peer, Runner
+from fastcnn.bench.peers.base import Accuracy, Peer, Runner
 from fastcnn.bench.peers.subject import Subject
 from fastcnn.bench.records.result import BEST_PEER, GroupResult, RowResult, Status, WarmUp
 from fastcnn.errors import BackendError, DeviceMemoryError, ParityError, RequestError
@@ -46,6 +47,7 @@ class Settings:
         warm_up_window: runs that are compared with as many before them; a row is steady when they are not faster by 3 %.
         warm_up_seconds: the most that the warm-up of a row takes.
         baseline: the row that ratios refer to, or `best-peer`.
+        calibration: of rows in int8: a folder of pictures, or a .npy or .npz file of preprocessed ones; they are then the input of every row.
     """
 
     threads: int
@@ -58,6 +60,7 @@ class Settings:
     warm_up_window: int = 3
     warm_up_seconds: float = 10.0
     baseline: str = BEST_PEER
+    calibration: Path | None = None
 
 
 # phase, steps done, steps in all, what comes next
@@ -198,7 +201,9 @@ class _Measuring:
             outputs += [flatten(prepared.run(x)) for x in self.inputs[1:2]]
             report = compare(outputs, expected, tolerance=self.group.tolerance)
             row.relative_error = report.relative_error
-            if not report.passed:
+            if prepared.accuracy is not None:
+                _judge(row, report.relative_error, prepared.accuracy)
+            elif not report.passed:
                 raise ParityError("computes something else: " + next(batch.reason for batch in report.rows if batch.reason), report)
             turns = itertools.cycle(self.inputs)
             row.warm_up = warm_up(lambda: prepared.run(next(turns)), self.settings, self.instruments)
@@ -257,10 +262,24 @@ class _Measuring:
             raise _OutOfMemoryError(f"{what}: {one_line(problem)}") from problem
 
 
+def _judge(row: RowResult, error: float, accuracy: Accuracy) -> None:
+    """The figures of pictures kept apart become the row's. Raises ParityError where it is further off on these inputs than it may be on any."""
+    if not error <= max(accuracy.bound, 2 * accuracy.relative_error):
+        raise ParityError(f"computes something else: relative error {error:.3g}, above {accuracy.bound:g}")
+    row.relative_error, row.agreement = accuracy.relative_error, accuracy.agreement
+
+
 def make_inputs(shape: tuple[int, ...], subject: Subject, settings: Settings) -> list[Tensor]:
-    """At least two random inputs on the subject's device: a row that gives the first one's output back whatever it is asked is caught."""
+    """At least two inputs on the subject's device: a row that gives the first one's output back whatever it is asked is caught.
+
+    They are random, or calibration pictures where the subject has some.
+    """
+    count = max(2, settings.inputs)
+    pictures = subject.pictures(count * shape[0], shape[1:])
+    if pictures is not None:
+        return list(pictures.split(shape[0]))
     generator = torch.Generator().manual_seed(settings.seed)
-    return [torch.rand(shape, generator=generator).to(subject.device, subject.precision.dtype) for _ in range(max(2, settings.inputs))]
+    return [torch.rand(shape, generator=generator).to(subject.device, subject.precision.dtype) for _ in range(count)]
 
 
 def expect_of(subject: Subject, inputs: Sequence[Tensor]) -> tuple[Expected, float]:

@@ -25,6 +25,21 @@ Runner = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """On pictures that were not used for rounding.
+
+    Attributes:
+        relative_error: L2, over all of them.
+        agreement: share of the pictures with the best class of the reference.
+        bound: the largest relative error that still is this row's function.
+    """
+
+    relative_error: float
+    agreement: float
+    bound: float
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A row that is ready to be timed.
 
@@ -32,11 +47,13 @@ class Prepared:
         run: takes and returns a tensor. On CUDA its work is on the current stream, so that device events see it.
         proof: where and how it runs, read back from the runtime.
         reused_seconds: set-up work that an earlier row did for this one too.
+        accuracy: of a row that rounds by pictures: how far it is off on those kept apart, which stands in place of the rule for exact rows.
     """
 
     run: Runner
     proof: Mapping[str, str]
     reused_seconds: float = 0.0
+    accuracy: Accuracy | None = None
 
 
 class Peer(ABC):
@@ -50,14 +67,14 @@ class Peer(ABC):
     name: ClassVar[str]
     ours: ClassVar[bool] = False
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
-    # int8 needs pictures to calibrate with, which a row has not.
+    # A run in int8 is one of rows in int8 beside rows in float32, which it is held against.
     precisions: ClassVar[tuple[Precision, ...]] = tuple(precision for precision in Precision if precision is not Precision.int8)
 
     def available(self, device: str = "cpu", precision: Precision = Precision.fp32) -> str | None:
         """None if the row can run on `device` in `precision`, else the reason in one line."""
         if device not in self.devices:
             return f"measured on {' and '.join(self.devices)} only"
-        if precision not in self.precisions:
+        if not {precision, Precision.fp32 if precision is Precision.int8 else precision} & set(self.precisions):
             return f"measured in {', '.join(self.precisions)} only"
         return self.missing()
 

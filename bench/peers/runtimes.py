@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fastcnn.bench.peers.base import Peer, Prepared, Runner, not_importable
+from fastcnn.bench.peers.base import Accuracy, Peer, Prepared, Runner, not_importable
 from fastcnn.bench.peers.subject import Subject
 from fastcnn.errors import BackendError
+from fastcnn.export import read_metadata
 from fastcnn.precision import Precision
 from fastcnn.runtimes.onnxruntime import import_onnxruntime
 from fastcnn.runtimes.openvino import import_openvino
@@ -36,12 +37,16 @@ class FromFile(Peer):
         make = subject.fastcnn_onnx if self.ours else subject.plain_onnx
         return make(example, example.shape[0] if example.is_cuda else "dynamic")
 
+    def accuracy(self, path: Path) -> Accuracy | None:
+        """What the file says of how far it is off in this row's runtime; None for one that has to be exact."""
+        return None
+
 
 class OnnxRuntime(FromFile):
     """onnxruntime's CPU provider; its threads spin between runs, as they do by default."""
 
     name = "onnxruntime"
-    precisions = (Precision.fp32, Precision.fp16)  # NumPy, through which its input goes, has no bfloat16
+    precisions: ClassVar[tuple[Precision, ...]] = (Precision.fp32, Precision.fp16)  # NumPy, through which its input goes, has no bfloat16
 
     def missing(self) -> str | None:
         """Whether the package is there."""
@@ -51,7 +56,7 @@ class OnnxRuntime(FromFile):
         """A session on the row's file."""
         path, reused = self.file(subject, example)
         run, proof = onnxruntime_runner(path, threads)
-        return Prepared(run, proof, reused)
+        return Prepared(run, proof, reused, self.accuracy(path))
 
 
 class FileInOnnxRuntime(OnnxRuntime):
@@ -151,7 +156,7 @@ class OpenVino(FromFile):
     """OpenVINO's CPU device, in float32: its own choice on some CPUs is bfloat16, another function."""
 
     name = "openvino"
-    precisions = (Precision.fp32,)
+    precisions: ClassVar[tuple[Precision, ...]] = (Precision.fp32,)
 
     def missing(self) -> str | None:
         """Whether the package is there."""
@@ -176,7 +181,7 @@ class OpenVino(FromFile):
             return torch.from_numpy(request.infer({0: x.numpy()}, share_inputs=True)[0])
 
         granted = compiled.get_property("INFERENCE_NUM_THREADS")
-        return Prepared(run, {"device": "CPU", "precision": precision, "threads": str(granted)}, reused)
+        return Prepared(run, {"device": "CPU", "precision": precision, "threads": str(granted)}, reused, self.accuracy(path))
 
 
 class FileInOpenVino(OpenVino):
@@ -184,6 +189,38 @@ class FileInOpenVino(OpenVino):
 
     name = "fastcnn_file_openvino"
     ours = True
+
+
+class _Int8File(FromFile):
+    """A row that runs fastcnn's file in 8 bits, which was judged in each runtime when it was written."""
+
+    ours = True
+    precisions: ClassVar[tuple[Precision, ...]] = (Precision.int8,)
+    runtime: ClassVar[str]
+
+    def file(self, subject: Subject, example: Tensor) -> tuple[Path, float]:
+        """One file for every runtime."""
+        return subject.fastcnn_int8_onnx(example)
+
+    def accuracy(self, path: Path) -> Accuracy:
+        """The figures of the row's runtime."""
+        about = read_metadata(path)["quantization"]
+        figures = about["gate"][self.runtime]
+        return Accuracy(figures["relative_error"], figures["top1_agreement"], about["limits"]["max_error"])
+
+
+class Int8InOnnxRuntime(_Int8File, OnnxRuntime):
+    """As `onnxruntime`, on the file in 8 bits."""
+
+    name = "fastcnn_int8_onnxruntime"
+    runtime = "onnxruntime"
+
+
+class Int8InOpenVino(_Int8File, OpenVino):
+    """As `openvino`, on the file in 8 bits; what is not rounded is computed in float32."""
+
+    name = "fastcnn_int8_openvino"
+    runtime = "openvino"
 
 
 def onnxruntime_runner(path: Path, threads: int) -> tuple[Runner, dict[str, str]]:

@@ -6,7 +6,7 @@ import copy
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -19,9 +19,11 @@ from fastcnn.errors import RequestError
 from fastcnn.export.runtimes import open_file
 from fastcnn.models import create_model
 from fastcnn.models.opening import input_size_of, open_model
+from fastcnn.models.preprocessing_of import preprocessing_of
 from fastcnn.models.request import ModelRequest
 from fastcnn.models.sources import Kind
 from fastcnn.precision import Precision
+from fastcnn.quantization.samples import draw
 from fastcnn.runtimes.onnxruntime import open_session
 
 WEIGHTS = "random (seed 0), scaled so that no layer inflates its signal"
@@ -32,6 +34,7 @@ class Subject:
 
     Args:
         model: moved to `device` and to the dtype of `precision`, in place.
+        calibration: of int8: a folder of pictures, or a .npy or .npz file of preprocessed ones.
 
     Attributes:
         model: the reference, in eval mode; rows that change it work on a copy.
@@ -39,9 +42,9 @@ class Subject:
         device: where it and its inputs are.
     """
 
-    def __init__(self, model: nn.Module, precision: Precision = Precision.fp32, device: str = "cpu") -> None:
+    def __init__(self, model: nn.Module, precision: Precision = Precision.fp32, device: str = "cpu", calibration: Path | None = None) -> None:
         self.model = model.to(device=device, dtype=precision.dtype)
-        self.precision, self.device = precision, torch.device(device)
+        self.precision, self.device, self._calibration = precision, torch.device(device), calibration
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._seconds: dict[Path, float] = {}
 
@@ -84,12 +87,34 @@ class Subject:
         def write(path: Path) -> None:
             from fastcnn.export import export_onnx
 
-            precision = {Precision.tf32: "fp32"}.get(self.precision, self.precision.value)
+            precision = {Precision.tf32: "fp32", Precision.int8: "fp32"}.get(self.precision, self.precision.value)
             model = copy.deepcopy(self.model).to("cpu", torch.float32)
             sizes = (1, 2) if batch_size == "dynamic" else (batch_size,)
             export_onnx(model, path, example[:2].float().cpu(), precision=precision, batch_size=batch_size, batch_sizes=sizes)
 
         return self._made_once(f"fastcnn-{batch_size}.onnx", write)
+
+    def fastcnn_int8_onnx(self, example: Tensor) -> tuple[Path, float]:
+        """The same in 8 bits, one file for every runtime. Raises RequestError without calibration, and what `fastcnn.export.export_onnx` does."""
+        from fastcnn.export import export_onnx
+
+        if self._calibration is None:
+            raise RequestError("a row in int8 needs pictures to calibrate with: --calibration DIR, or a .npy file of preprocessed ones")
+
+        def write(path: Path) -> None:
+            export_onnx(self.model, path, example[:2], precision="int8", calibration=self._calibration)
+
+        return self._made_once("fastcnn-int8.onnx", write)
+
+    def pictures(self, count: int, size: Sequence[int]) -> Tensor | None:
+        """[count, *size] float32: calibration pictures as they go into the model, from the first one again where there are too few; None without any.
+
+        Raises RequestError and InputError as a calibration would.
+        """
+        if self._calibration is None:
+            return None
+        drawn = draw(self._calibration, size, preprocessing_of(self.model), count).all()
+        return torch.cat([drawn] * -(-count // len(drawn)))[:count].to(self.device)
 
     def _made_once(self, name: str, write: Callable[[Path], None]) -> tuple[Path, float]:
         path = self._root() / name
@@ -148,7 +173,9 @@ class _Unoptimized(nn.Module):
         return torch.cat(outputs)[:count].to(x.dtype)
 
 
-def subject_of(request: ModelRequest, precision: Precision = Precision.fp32, device: str = "cpu") -> tuple[Subject, tuple[int, ...]]:
+def subject_of(
+    request: ModelRequest, precision: Precision = Precision.fp32, device: str = "cpu", calibration: Path | None = None
+) -> tuple[Subject, tuple[int, ...]]:
     """(what is asked for, ready to be timed, the sizes of one input).
 
     Raises what `open_model` raises; RequestError for an ONNX file on another device than the CPU, in another precision than its own,
@@ -157,7 +184,7 @@ def subject_of(request: ModelRequest, precision: Precision = Precision.fp32, dev
     text = request.read()
     if text.kind is not Kind.onnx:
         model = open_model(request)
-        return Subject(model, precision, device), input_size_of(model, request)
+        return Subject(model, precision, device, calibration), input_size_of(model, request)
     if device != "cpu" or precision is not Precision.fp32:
         raise RequestError(f"{text.text} is timed on the CPU, in what it was written in: leave --device and --precision out, or name the model")
     subject = FileSubject(Path(text.text))

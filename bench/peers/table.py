@@ -12,6 +12,8 @@ from fastcnn.bench.peers.runtimes import (
     FileInOnnxRuntimeCuda,
     FileInOpenVino,
     FileInTensorRt,
+    Int8InOnnxRuntime,
+    Int8InOpenVino,
     OnnxRuntime,
     OnnxRuntimeCuda,
     OnnxRuntimeTensorRt,
@@ -27,6 +29,7 @@ from fastcnn.bench.peers.torch import (
     TorchScriptFrozen,
 )
 from fastcnn.errors import UnknownNameError
+from fastcnn.precision import Precision
 
 PEERS: dict[str, type[Peer]] = {
     peer.name: peer
@@ -46,6 +49,8 @@ PEERS: dict[str, type[Peer]] = {
         FileInOnnxRuntimeCuda,
         FileInTensorRt,
         FileInOpenVino,
+        Int8InOnnxRuntime,
+        Int8InOpenVino,
         FastcnnTorch,
         FastcnnOnnxRuntime,
         FastcnnOpenVino,
@@ -55,13 +60,16 @@ PEERS: dict[str, type[Peer]] = {
 }
 
 
-def select_peers(names: Sequence[str] | None, device: str = "cpu") -> list[Peer]:
+def select_peers(names: Sequence[str] | None, device: str = "cpu", precision: Precision = Precision.fp32) -> list[Peer]:
     """The rows by name or wildcard, in the order of the table; all of them for None.
 
-    Rows of another device are left out unless they are named in full: a CPU run has no use for a list of absent CUDA rows. Raises
-    UnknownNameError for a name that no row has.
+    Rows of another device, and those in int8 of a run that is not, are left out unless they are named in full: a CPU run has no use for a list of
+    absent CUDA rows. Raises UnknownNameError for a name that no row has.
     """
-    of_device = [name for name, peer in PEERS.items() if device in peer.devices]
+    int8_only = (Precision.int8,)
+    of_device = [
+        name for name, peer in PEERS.items() if device in peer.devices and (precision is Precision.int8 or tuple(peer.precisions) != int8_only)
+    ]
     chosen = set(of_device) if names is None else set[str]()
     for name in names or ():
         matching = fnmatch.filter(PEERS, name)

@@ -57,6 +57,7 @@ class RowResult:
         cold_start_phases: seconds that a fresh process takes for `import`, `build` and `first_answer`; compiler caches empty.
         peak_memory_bytes: what it adds to the memory of that process, at most: resident memory on a CPU, device memory on CUDA.
         allocator_peak_bytes: on CUDA the part of it that PyTorch allocated.
+        agreement: of a row in int8: the share of pictures kept apart with the reference's best class; its `relative_error` is theirs too.
     """
 
     name: str
@@ -73,6 +74,7 @@ class RowResult:
     cold_start_phases: dict[str, float] | None = None
     peak_memory_bytes: int | None = None
     allocator_peak_bytes: int | None = None
+    agreement: float | None = None
 
     def summary(self) -> Summary | None:
         """In seconds; None for a row that was not timed."""
@@ -184,7 +186,7 @@ class GroupResult:
 
     Attributes:
         tolerance: the largest relative L2 error of a row that still computes the reference's function.
-        precision: fp32, tf32, fp16 or bf16; float32 tensors may stand for two of them.
+        precision: fp32, tf32, fp16, bf16 or int8; float32 tensors may stand for several of them.
         requested_batch_size: larger than `batch_size` where that was halved for want of memory; None in files of the first schema.
         lowered_because: the row that ran out of memory, and its words.
     """

@@ -25,6 +25,8 @@ ROWS: Mapping[str, str] = {
     "fastcnn_file_onnxruntime_cuda": "ONNX Runtime (CUDA) on fastcnn export's file",
     "fastcnn_file_tensorrt": "TensorRT provider on fastcnn export's file",
     "fastcnn_file_openvino": "OpenVINO on fastcnn export's file",
+    "fastcnn_int8_onnxruntime": "ONNX Runtime on fastcnn export's file in 8 bits",
+    "fastcnn_int8_openvino": "OpenVINO on fastcnn export's file in 8 bits",
     "fastcnn_torch": 'fastcnn.optimize with backend "torch"',
     "fastcnn_onnxruntime": 'fastcnn.optimize with backend "onnxruntime"',
     "fastcnn_openvino": 'fastcnn.optimize with backend "openvino"',

@@ -23,6 +23,7 @@ _COLUMNS = ("row", "median", "p10 – p90", "images/s", "speed", "95 % interval"
 _DISPENSABLE = ("p10 – p90", "set-up")
 _FULL_WIDTH = 110
 # Only where they were measured.
+_AGREEMENT = ("agreement",)
 _COLD = ("cold start", "memory")
 
 
@@ -62,13 +63,15 @@ def print_group(group: GroupResult, console: Console) -> None:
     if timed:
         table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
         columns = _columns(console)
+        if any(row.agreement is not None for row in timed):
+            columns += _AGREEMENT
         if any(row.cold_start_phases is not None for row in timed):
             columns += _COLD
         for column in columns:
             table.add_column(column, justify="left" if column == "row" else "right", no_wrap=True)
         for row in timed:
             if (summary := row.summary()) is not None:
-                cells = dict(zip((*_COLUMNS, *_COLD), _cells(row, summary, group.batch_size), strict=True))
+                cells = dict(zip((*_COLUMNS, *_AGREEMENT, *_COLD), _cells(row, summary, group.batch_size), strict=True))
                 table.add_row(*(Text(cells[column]) for column in columns), style="green" if row.ours else None)
         console.print(table)
         runs = [sum(map(len, row.rounds)) for row in timed]
@@ -185,6 +188,7 @@ def _cells(row: RowResult, summary: Summary, batch_size: int) -> tuple[str, ...]
         interval,
         f"{row.relative_error:.0e}" if row.relative_error is not None else "",
         f"{row.setup_seconds:.1f} s" if row.setup_seconds is not None else "",
+        f"{row.agreement:.1%}" if row.agreement is not None else "",
         f"{row.cold_start_seconds:.1f} s" if row.cold_start_seconds is not None else "",
         units.memory(row.peak_memory_bytes) if row.peak_memory_bytes is not None else "",
     )

@@ -71,6 +71,8 @@ class TorchEngine:
     def lower(self, captured: CapturedGraph, target: Target, artifact: bytes | None = None) -> Lowered:
         """The graph with fused steps on oneDNN's kernels where it has them, else on `conv2d`, `add` and `relu_`; `artifact` is not used."""
         fused, reports = run_passes(captured, _ENGINE_PASSES)
+        if target.dtype == torch.bfloat16:
+            _keep_logits_in_float32(fused)
         if not _onednn_has(target.device, target.dtype):
             plain = _Lowering(fused, packed_for=None)
             switches = target.device.type == "cuda" and target.dtype == torch.float32
@@ -109,6 +111,23 @@ def _with_float32_products(run: Callable[[Tensor], list[Tensor]], *, tf32: bool)
             return run(x)
 
     return switched
+
+
+def _keep_logits_in_float32(captured: CapturedGraph) -> None:
+    """Linear layers whose result is an output add up and answer in float32: among 8 bits of mantissa the largest logits are often equal, and then
+    the first class wins that comes along. Their weights stay rounded."""
+    for output in captured.output_nodes:
+        if output.target is not aten.linear.default or len(output.users) > 1 or output.meta["dtype"] != torch.bfloat16:
+            continue
+        for source in output.all_input_nodes:
+            if captured.is_constant(source):
+                wide = captured.add_constant(f"{source.meta['constant']}.float32", captured.raw_constant(source).float(), before=output)
+            else:
+                wide = captured.call(aten.to.dtype, (source, torch.float32), before=output, like=source)
+                wide.meta["dtype"] = torch.float32
+            output.replace_input_with(source, wide)
+        output.meta["dtype"] = torch.float32
+    captured.tidy()
 
 
 def _onednn_has(device: torch.device, dtype: torch.dtype) -> bool:

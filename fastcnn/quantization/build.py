@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,17 +13,20 @@ from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.plan import PassReport
 from fastcnn.parity.reference import flatten
 from fastcnn.parity.rules import Expected, Outputs, Slice
-from fastcnn.quantization.edges import find_layers
+from fastcnn.quantization.correction import correct_biases, output_means
 from fastcnn.quantization.gate import Judgement, joined, judge
-from fastcnn.quantization.quantize import quantize
+from fastcnn.quantization.quantize import quantize, round_weights
 from fastcnn.quantization.ranges import Ranges
 from fastcnn.quantization.request import Limits
 from fastcnn.quantization.scheme import Scheme
 from fastcnn.quantization.sensitivity import PICTURES, Sensitivity, sensitivities
 
-# Of the bound, what the estimate aims at: it is of first order, and runtimes round ties otherwise.
-_AIM = 0.9
-_ATTEMPTS = 5
+# Of the bound on the error, what eager PyTorch may use up: runtimes round ties otherwise.
+_SHARE = 0.97
+# Choices of float layers that are tried; the estimate is near, so that halving needs few.
+_ATTEMPTS = 8
+# Of the layers found, those that are tried in 8 bits again: together they may do what one of them is not needed for.
+_RETURNS = 3
 
 
 @dataclass(frozen=True)
@@ -66,50 +69,91 @@ def build(
     Raises:
         ParityError: the limits do not hold even with the layers that hurt in float; names those that hurt most.
     """
-    names = [layer.name for layer in find_layers(captured)]
-    whole = joined(reference.reference)
+    whole, grids = joined(reference.reference), ranges.of(scheme)
+    weights, kept = round_weights(captured, scheme), ranges.kept.values()
+    say("means to correct by")
+    means = output_means(in_float32(captured), kept)
     rows: list[Sensitivity] = []
-    chosen: tuple[str, ...] = ()
-    aim = limits.max_error
-    for _ in range(_ATTEMPTS):
-        say(f"quantize {len(names) - len(chosen)} of {len(names)} layers")
-        graph, report = quantize(captured, ranges.of(scheme), scheme, chosen, ranges.means)
+
+    def attempt(float_layers: tuple[str, ...]) -> Quantized:
+        say(f"quantize {len(weights) - len(float_layers)} of {len(weights)} layers")
+        graph, report = quantize(captured, grids, scheme, float_layers, weights)
+        correct_biases(graph, means, kept)
         judgement = judge(simulate(in_float32(graph), pictures, reference.slices), whole, limits, runtime="eager PyTorch")
-        if (table or not judgement.passed) and not rows:
-            say("sensitivity of each layer")
-            rows = sensitivities(captured, ranges.of(scheme), scheme, pictures[:PICTURES])
-        if judgement.passed:
-            return Quantized(graph, report, judgement, chosen, len(names), tuple(rows))
-        aim = min(aim, judgement.relative_error) * _AIM
-        more = _cheapest(rows, judgement.relative_error, aim, chosen)
-        if len(more) >= len(names):
+        return Quantized(graph, report, judgement, float_layers, len(weights), tuple(rows))
+
+    made = attempt(())
+    holds = _holds(made.judgement, limits)
+    if table or not holds:
+        say("sensitivity of each layer")
+        rows += sensitivities(captured, grids, scheme, pictures[:PICTURES])
+    if holds:
+        return replace(made, sensitivity=tuple(rows))
+    return _relaxed(attempt, made.judgement, rows, limits, captured.info["name"])
+
+
+def _relaxed(attempt: Callable[[tuple[str, ...]], Quantized], first: Judgement, rows: Sequence[Sensitivity], limits: Limits, name: str) -> Quantized:
+    """The graph with the fewest layers in float that holds the limits, of those that take layers back in the order of their gain per operation.
+
+    The estimate says where to look; from there on the number of layers is halved in on by what was measured.
+    """
+    order = _by_gain(rows)[: len(rows) - 1]  # with all of them in float it would be no 8-bit graph
+    count = _enough(rows, order, (limits.max_error / first.relative_error) ** 2)
+    fails, enough, last = 0, 0, first
+    found: Quantized | None = None
+    for _ in range(_ATTEMPTS):
+        made = attempt(order[:count])
+        if _holds(made.judgement, limits):
+            found, enough = made, count
+        else:
+            fails, last = count, made.judgement
+        if found is None:
+            if fails == len(order):
+                break
+            count = min(len(order), 2 * count)
+        elif enough - fails < 2:
             break
-        chosen = more
+        else:
+            count = (fails + enough) // 2
+    if found is not None:
+        return _given_back(attempt, found, rows, limits)
     worst = ", ".join(f"{row.layer} ({row.square**0.5:.2g})" for row in rows[:3])
     raise ParityError(
-        f"{captured.info['name']} misses its limits in int8: {judgement.reason}, "
-        f"with {len(chosen)} of {len(names)} layers in float; "
-        f"the layers that hurt most: {worst}"
+        f"{name} misses its limits in int8: {last.reason or 'the error is too near its bound'}, "
+        f"with {fails} of {len(rows)} layers in float; the layers that hurt most: {worst}"
     )
 
 
-def _cheapest(rows: Sequence[Sensitivity], error: float, aim: float, chosen: Sequence[str]) -> tuple[str, ...]:
-    """`chosen` and the layers that take the error below `aim` with the least work in float, by the estimate scaled to the `error` that was seen."""
-    left = {row.layer: row for row in rows if row.layer not in chosen}
-    total = sum(row.square for row in left.values())
-    if not total:
-        return tuple(row.layer for row in rows)
-    remaining, wanted = 1.0, (aim / error) ** 2
-    found = list(chosen)
-    for row in sorted(left.values(), key=lambda row: row.square / row.operations, reverse=True):
-        if remaining <= wanted:
-            break
-        # A layer that brings next to nothing is no gain at any price.
-        if row.square < total / (20 * len(left)):
-            continue
-        remaining -= row.square / total
-        found.append(row.layer)
-    return tuple(found) if len(found) > len(chosen) else tuple(row.layer for row in rows)
+def _given_back(attempt: Callable[[tuple[str, ...]], Quantized], found: Quantized, rows: Sequence[Sensitivity], limits: Limits) -> Quantized:
+    """`found` without those of its float layers that the limits hold without: the dearest are tried. The last one that was taken is needed."""
+    operations = {row.layer: row.operations for row in rows}
+    for layer in sorted(found.float_layers[:-1], key=operations.__getitem__, reverse=True)[:_RETURNS]:
+        made = attempt(tuple(other for other in found.float_layers if other != layer))
+        if _holds(made.judgement, limits):
+            found = made
+    return found
+
+
+def _holds(judgement: Judgement, limits: Limits) -> bool:
+    return judgement.passed and judgement.relative_error <= _SHARE * limits.max_error
+
+
+def _by_gain(rows: Sequence[Sensitivity]) -> tuple[str, ...]:
+    """The layers in the order in which they go back to float; one that brings next to nothing is no gain at any price, and is not among them."""
+    least = sum(row.square for row in rows) / (20 * len(rows))
+    ordered = sorted(rows, key=lambda row: row.square / row.operations, reverse=True)
+    return tuple(row.layer for row in ordered if row.square >= least) or tuple(row.layer for row in ordered)
+
+
+def _enough(rows: Sequence[Sensitivity], order: Sequence[str], wanted: float) -> int:
+    """How many of `order` it takes, by the estimate, until the share `wanted` of the squared error is left."""
+    squares = {row.layer: row.square for row in rows}
+    remaining = total = sum(squares.values())
+    for count, layer in enumerate(order, 1):
+        remaining -= squares[layer]
+        if remaining <= wanted * total:
+            return count
+    return len(order)
 
 
 def simulate(captured: CapturedGraph, pictures: Tensor, slices: Sequence[Slice]) -> Outputs:

@@ -28,7 +28,7 @@ _SAME_NUMBERS = (
 # Means of their input, which spread less far: a grid of their own.
 _AVERAGES = (aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim)
 # What a runtime computes together with the layer in front of it: its result is rounded, not what goes into it.
-_CLAMPS = (aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default)
+CLAMPS = (aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def find_edges(captured: CapturedGraph, float_layers: Collection[str] = ()) -> E
 def _continued(captured: CapturedGraph, edges: Edges, value: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
     """What must be rounded too for `value` to come out of a computation in 8 bits, and who reads it there."""
     producer = value
-    while producer.target in _CLAMPS and isinstance(producer.args[0], fx.Node) and len(producer.args[0].users) == 1:
+    while producer.target in CLAMPS and isinstance(producer.args[0], fx.Node) and len(producer.args[0].users) == 1:
         producer = producer.args[0]
     clamped = producer is not value
     if producer.target in _SAME_NUMBERS and not clamped:

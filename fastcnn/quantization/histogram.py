@@ -28,15 +28,9 @@ class Histogram:
         self.low, self.high = 0.0, 0.0
         self._exponent = -40  # limit = 2 ** exponent
         self._turn = 0
-        self._sums: Tensor | None = None
-        self._positions = 0
 
     def add(self, values: Tensor) -> None:
         """Counts a batch of finite numbers, of a large one evenly spaced ones."""
-        channels = values.shape[1] if values.dim() > 1 else 1
-        sums = values.reshape(len(values), channels, -1).sum(dim=(0, 2), dtype=torch.float64)
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._positions += values.numel() // max(1, channels)
         low, high = (float(bound) for bound in torch.aminmax(values))
         self.low, self.high = min(self.low, low), max(self.high, high)
         flat = values.reshape(-1)
@@ -48,11 +42,6 @@ class Histogram:
         limit = 2.0**self._exponent
         places = ((sample.double() / limit + 1) * (_BINS / 2)).long().clamp_(0, _BINS - 1)
         self.counts += torch.bincount(places, minlength=_BINS).double() * (flat.numel() / max(1, sample.numel()))
-
-    def mean(self) -> Tensor:
-        """[C] float64: of each channel, dimension 1 of what was added."""
-        assert self._sums is not None
-        return self._sums / self._positions
 
     def _widen(self, largest: float) -> None:
         while largest >= 2.0**self._exponent:

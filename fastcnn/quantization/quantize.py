@@ -7,34 +7,40 @@ integers; eager PyTorch computes the same numbers in float32.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import TypeAlias
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import Tensor, fx
 
 from fastcnn.errors import RequestError
-from fastcnn.graph.ir import CapturedGraph, add_folded, arguments
+from fastcnn.graph.ir import CapturedGraph, add_folded
 from fastcnn.graph.plan import PassReport
-from fastcnn.quantization.edges import Layer, find_edges
+from fastcnn.quantization.edges import Layer, find_edges, find_layers
 from fastcnn.quantization.scheme import Grid, Scheme
 
 quantized = torch.ops.quantized_decomposed
+
+# int8 [K, …], and float64 scales [K] that are float32 numbers.
+RoundedWeight: TypeAlias = tuple[Tensor, Tensor]
 
 # Scales that are tried for a channel's weights, as shares of the one that reaches its largest.
 _SHARES = tuple(1.0 - step / 40 for step in range(11))
 
 
 def quantize(
-    captured: CapturedGraph, grids: Mapping[str, Grid], scheme: Scheme, float_layers: Collection[str] = (), means: Mapping[str, Tensor] | None = None
+    captured: CapturedGraph,
+    grids: Mapping[str, Grid],
+    scheme: Scheme,
+    float_layers: Collection[str] = (),
+    weights: Mapping[str, RoundedWeight] | None = None,
 ) -> tuple[CapturedGraph, PassReport]:
     """A copy of `captured` whose layers, but for `float_layers`, multiply 8-bit numbers.
 
     Args:
         captured: a graph that the other passes went over.
         grids: of every value that is rounded, by its node's name.
-        means: of what layers read, per channel, by the node's name: what rounding the weights adds to a layer's mean is taken from its bias
-            (Nagel et al., Data-Free Quantization through Weight Equalization and Bias Correction, ICCV 2019). The bias itself stays float:
-            runtimes round it to 32 bits, at a scale of their own.
+        weights: what `round_weights` made of the layers, by their names, where it is known already.
 
     Raises:
         RequestError: no layer can be rounded, or a grid is missing: they belong to another graph.
@@ -42,13 +48,13 @@ def quantize(
     captured = captured.copy()
     report = PassReport("quantize")
     edges = find_edges(captured, float_layers)
-    sources = {layer.name: layer.input.name for layer in edges.layers}  # before a pair stands in between
     for value in edges.values:
         if value.name not in grids:
             raise RequestError(f"the ranges belong to another graph than that of {captured.info['name']}: {value.name} is not among them")
         _round_activation(captured, value, edges.readers[value], grids[value.name], scheme)
     for layer in edges.layers:
-        _round_weight(captured, layer, scheme, (means or {}).get(sources[layer.name]))
+        rounded = weights[layer.name] if weights is not None else round_weight(captured.constant(layer.weight), scheme)
+        _put_weight(captured, layer, rounded, scheme)
         report.fired += 1
     for _ in float_layers:
         report.decline("left in float")
@@ -81,11 +87,8 @@ def _round_activation(captured: CapturedGraph, value: fx.Node, readers: list[fx.
         reader.replace_input_with(value, restored)
 
 
-def _round_weight(captured: CapturedGraph, layer: Layer, scheme: Scheme, mean: Tensor | None) -> None:
-    name = layer.weight.meta["constant"]
-    weight = captured.constant(layer.weight)
-    integers, scales = round_weight(weight, scheme)
-    limit = scheme.weight_limit
+def _put_weight(captured: CapturedGraph, layer: Layer, rounded: RoundedWeight, scheme: Scheme) -> None:
+    name, (integers, scales), limit = layer.weight.meta["constant"], rounded, scheme.weight_limit
     constant = captured.add_constant(f"{name}.int8", integers, before=layer.node)
     scale = captured.add_constant(f"{name}.scale", scales, before=layer.node)
     zero_point = captured.add_constant(f"{name}.zero_point", torch.zeros(len(scales), dtype=torch.int8), before=layer.node)
@@ -93,27 +96,14 @@ def _round_weight(captured: CapturedGraph, layer: Layer, scheme: Scheme, mean: T
     restored = captured.call(quantized.dequantize_per_channel.default, numbers, before=layer.node, like=layer.weight)
     layer.node.update_arg(1, restored)
     add_folded(layer.node, "int8")
-    if mean is not None:
-        change = integers.double() * scales.reshape(-1, *[1] * (weight.dim() - 1)) - weight
-        _correct_bias(captured, layer, change, mean)
 
 
-def _correct_bias(captured: CapturedGraph, layer: Layer, change: Tensor, mean: Tensor) -> None:
-    """Take from the bias what `change` [K, C / groups, …] of the weights adds to the mean of each output channel, for inputs of `mean` [C]."""
-    values = arguments(layer.node)
-    groups = values.get("groups", 1)
-    per_tap = change.flatten(2).sum(dim=2) if change.dim() > 2 else change
-    channels = mean.reshape(groups, 1, -1).expand(groups, len(change) // groups, -1).reshape(len(change), -1)
-    bias = torch.zeros(len(change), dtype=torch.float64) if values["bias"] is None else captured.constant(values["bias"])
-    name = "bias" if values["bias"] is None else values["bias"].meta["constant"]
-    corrected = captured.add_constant(f"{name}.corrected", bias - (per_tap * channels).sum(dim=1), before=layer.node)
-    arguments_ = list(layer.node.args)
-    arguments_[2:3] = [corrected]
-    layer.node.args = tuple(arguments_)
-    layer.node.kwargs = {key: value for key, value in layer.node.kwargs.items() if key != "bias"}
+def round_weights(captured: CapturedGraph, scheme: Scheme) -> dict[str, RoundedWeight]:
+    """Name of each layer → its weights by `round_weight`."""
+    return {layer.name: round_weight(captured.constant(layer.weight), scheme) for layer in find_layers(captured)}
 
 
-def round_weight(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+def round_weight(weight: Tensor, scheme: Scheme) -> RoundedWeight:
     """[K, …] → (int8 of the same shape, float64 scales [K] that are float32 numbers): per output channel the scale of least squared error."""
     rows = weight.float().flatten(1)
     largest = rows.abs().amax(dim=1).clamp_min(1e-30)

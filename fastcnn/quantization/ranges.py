@@ -26,7 +26,7 @@ from fastcnn.quantization.request import Int8Request
 from fastcnn.quantization.samples import Samples, draw
 from fastcnn.quantization.scheme import Grid, Scheme
 
-_FORMAT = 1
+_FORMAT = 2
 _SCHEMES = {"uint8": Scheme(symmetric=False), "int8": Scheme(symmetric=True)}
 
 
@@ -72,14 +72,14 @@ class Ranges:
     Attributes:
         weights_sha256: of the weights that it ran with; ranges of others say nothing.
         grids: by the name of the activation's dtype, the grid of each value by its node's name.
-        means: of each value that a layer reads, per channel [C], by its node's name.
+        kept: some of the pictures that were observed, to correct biases by.
         held_out: pictures to judge by, which were not observed.
         source, samples, skipped: what the pictures come from, how many were observed, how many files could not be read.
     """
 
     weights_sha256: str
     grids: Mapping[str, Mapping[str, Grid]]
-    means: Mapping[str, Tensor]
+    kept: Levels
     held_out: Levels
     source: str
     samples: int
@@ -94,7 +94,7 @@ class Ranges:
         data = {
             "format": _FORMAT,
             "fastcnn_ranges": {name: {value: [grid.scale, grid.zero_point] for value, grid in grids.items()} for name, grids in self.grids.items()},
-            "means": {name: means.tolist() for name, means in self.means.items()},
+            "kept": self.kept.to_dict(),
             "held_out": self.held_out.to_dict(),
             "weights_sha256": self.weights_sha256,
             "source": self.source,
@@ -116,7 +116,7 @@ class Ranges:
             return cls(
                 str(data["weights_sha256"]),
                 grids,
-                {name: torch.tensor(means, dtype=torch.float64) for name, means in data["means"].items()},
+                Levels.from_dict(data["kept"]),
                 Levels.from_dict(data["held_out"]),
                 str(data["source"]),
                 int(data["samples"]),
@@ -178,12 +178,5 @@ def calibrate(captured: CapturedGraph, samples: Samples, weights_sha256: str, sa
             scale = max(scale_of(low, high, scheme) for low, high in bounds)
             for group, (low, high) in zip(groups, bounds, strict=True):
                 found |= {node.name: grid_of(low, high, scheme, scale) for node in group}
-    read = {layer.input.name for layer in edges.layers}
-    # Seven digits are what float32 has, and keep the file short.
-    means = {name: _seven_digits(histogram.mean()) for name, histogram in observed.items() if name in read}
-    held_out = Levels.of(torch.stack(samples.held_out))
-    return Ranges(weights_sha256, grids, means, held_out, samples.source, samples.used, samples.skipped)
-
-
-def _seven_digits(values: Tensor) -> Tensor:
-    return torch.tensor([float(f"{value:.7g}") for value in values.tolist()], dtype=torch.float64)
+    kept, held_out = Levels.of(torch.stack(samples.kept)), Levels.of(torch.stack(samples.held_out))
+    return Ranges(weights_sha256, grids, kept, held_out, samples.source, samples.used, samples.skipped)

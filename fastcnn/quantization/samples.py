@@ -26,6 +26,8 @@ FEW = 100
 # Of the pictures drawn, each fifth is kept apart to judge by, up to this many.
 _HELD_OUT_EVERY, MOST_HELD_OUT = 5, 64
 _BATCH, _BATCH_VALUES = 32, 2_000_000
+# Of those observed, the ones that are kept: 26 of 3×224×224.
+_FEWEST_KEPT, _MOST_KEPT, _KEPT_VALUES = 4, 64, 4_000_000
 # Of neighbouring pixels: 0.02 in noise; 0.7 and more in photographs, 0.5 in the roughest textures.
 _LEAST_CORRELATION, _SMALLEST_SIDE = 0.15, 8
 
@@ -38,6 +40,7 @@ class Samples:
         source: what they come from, for the record.
         shape: of one picture.
         held_out: [M, …] float32, filled while `batches` runs.
+        kept: some of the pictures that `batches` gave, evenly spaced, for corrections by them.
         skipped: files that could not be read.
         used: pictures that `batches` gave.
     """
@@ -47,6 +50,7 @@ class Samples:
     chosen: int
     _pictures: Iterator[Tensor | PictureError] = field(repr=False)
     held_out: list[Tensor] = field(default_factory=list, repr=False)
+    kept: list[Tensor] = field(default_factory=list, repr=False)
     skipped: int = 0
     used: int = 0
 
@@ -61,6 +65,7 @@ class Samples:
         waiting: list[Tensor] = []
         verdict = _Verdict(self.source)
         every = min(_HELD_OUT_EVERY, self.chosen)
+        stride = -(-self.chosen // max(_FEWEST_KEPT, min(_MOST_KEPT, _KEPT_VALUES // int(np.prod(self.shape)))))
         for number, picture in enumerate(self._pictures):
             if isinstance(picture, PictureError):
                 self.skipped += 1
@@ -70,6 +75,8 @@ class Samples:
             if number % every == every - 1 and len(self.held_out) < MOST_HELD_OUT:
                 self.held_out.append(picture)
                 continue
+            if self.used % stride == 0:
+                self.kept.append(picture)
             self.used += 1
             waiting.append(picture)
             if len(waiting) == size:
@@ -85,6 +92,15 @@ class Samples:
             log.warning("calibration: %d of the files in %s could not be read as pictures and were skipped", self.skipped, self.source)
         if self.used < FEW:
             log.warning("calibration: %d pictures are few: with fewer than %d, rare activations are not seen", self.used, FEW)
+
+    def all(self) -> Tensor:
+        """[N, …] float32, every picture that can be read, for use as input. Raises RequestError for none, InputError as `batches` does."""
+        pictures = [picture for picture in self._pictures if isinstance(picture, Tensor)]
+        for number, picture in enumerate(pictures):
+            self._check(picture, number)
+        if not pictures:
+            raise RequestError(f"calibration: {self.source} holds no picture that can be read")
+        return torch.stack(pictures)
 
     def _check(self, picture: Tensor, number: int) -> None:
         if tuple(picture.shape) != self.shape:

@@ -43,8 +43,14 @@ def bench(
     ] = "best-peer",
     precision: Annotated[
         Precision,
-        typer.Option(case_sensitive=False, help="What every row computes in; its error is held against float64 by the rule of that precision."),
+        typer.Option(
+            case_sensitive=False,
+            help="What every row computes in; its error is held against float64 by the rule of that precision. int8: rows in 8 bits beside float32.",
+        ),
     ] = Precision.fp32,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Of int8: a folder of pictures, or a .npy file of preprocessed ones; they are also the input.")
+    ] = None,
     rounds: Annotated[int, typer.Option(metavar="N", help="Visits to each row, of 2 to 5 timed runs each, in an order drawn anew every round.")] = 10,
     threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads of every runtime alike.  [default: PyTorch's own count]")] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the input and of the order of the rows.")] = 0,
@@ -78,6 +84,10 @@ def bench(
         check_target(html_file, force, "--html")
         if json_file is not None and json_file.absolute() == html_file.absolute():
             raise RequestError(f"--json and --html both name {html_file}: give them two files")
+    if (calibration is None) == (precision is Precision.int8):
+        raise RequestError("--precision int8 and --calibration go together: rows in 8 bits are rounded by pictures, and others are not")
+    if calibration is not None and cold_start:
+        raise RequestError("--cold-start starts no rows in int8: leave it out")
     options = {"weights": weights, "num_classes": num_classes, "model_args": model_arg, "image_size": image_size, "input_shape": input_shape}
     # What the names mean is told first, without importing torch.
     names = list(dict.fromkeys(model_request(own_spelling(name), **options) for name in models or ["inception_v3"]))
@@ -89,9 +99,9 @@ def bench(
     from fastcnn.bench.run import Extras, benchmark
     from fastcnn.bench.views.tables import print_report, to_json, write_json
 
-    rows = select_peers(chosen, device.value)
+    rows = select_peers(chosen, device.value, precision)
     count = torch.get_num_threads() if threads is None else threads
-    settings = Settings(threads=count, rounds=rounds, seed=seed, baseline=baseline)
+    settings = Settings(threads=count, rounds=rounds, seed=seed, baseline=baseline, calibration=calibration)
     with contextlib.redirect_stdout(sys.stderr):  # exporters like to talk
         extras = Extras(cold_start, roofline, ladder)
         report = benchmark(names, batch_sizes, rows, settings, device=device.value, precision=precision, extras=extras, progress_of=_progress)

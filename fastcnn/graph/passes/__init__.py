@@ -43,6 +43,10 @@ STANDARD_PASSES = (
     "pool_to_depthwise_convolution",
 )
 
+# Of a graph that will be rounded to 8 bits. A pool moved behind its projection reads signed numbers that no ReLU has cut, and as a convolution it
+# has weights to round; where it stood it reads the grid of the concat in front of it, and is no layer at all.
+INT8_PASSES = tuple(name for name in STANDARD_PASSES if name not in ("move_pool_behind_projection", "pool_to_depthwise_convolution"))
+
 
 def run_passes(captured: CapturedGraph, names: Sequence[str]) -> tuple[CapturedGraph, tuple[PassReport, ...]]:
     """Run the passes called `names`, in the order of `PASSES`, on a copy of `captured`; its constants are float64 where a pass computed them."""

@@ -10,11 +10,14 @@ from fastcnn.bench.peers.subject import Subject
 from fastcnn.bench.peers.table import PEERS, select_peers
 from fastcnn.bench.records.rows import OUR_ROW, ROWS
 from fastcnn.errors import UnknownNameError
+from fastcnn.precision import Precision
 
 from .preparing import COMPILED, prepare_row
 
+EXACT = [name for name, peer in PEERS.items() if "cpu" in peer.devices and Precision.fp32 in peer.precisions and name not in COMPILED]
 
-@pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if "cpu" in peer.devices and name not in COMPILED])
+
+@pytest.mark.parametrize("name", EXACT)
 def test_row_computes_the_model_and_keeps_it_as_it_was(name: str, subject: Subject, x: torch.Tensor) -> None:
     before = copy.deepcopy(subject.model.state_dict())
     prepared = prepare_row(name, subject, x)
@@ -39,7 +42,11 @@ def test_selecting_rows() -> None:
     def names(chosen: list[Peer]) -> list[str]:
         return [peer.name for peer in chosen]
 
-    assert names(select_peers(None)) == [name for name, peer in PEERS.items() if "cpu" in peer.devices]
+    int8 = ["fastcnn_int8_onnxruntime", "fastcnn_int8_openvino"]
+    of_cpu = [name for name, peer in PEERS.items() if "cpu" in peer.devices]
+    assert names(select_peers(None)) == [name for name in of_cpu if name not in int8]
+    assert names(select_peers(None, precision=Precision.int8)) == of_cpu
+    assert names(select_peers(int8[:1])) == int8[:1]
     assert names(select_peers(None, "cuda")) == [name for name, peer in PEERS.items() if "cuda" in peer.devices]
     assert names(select_peers(["openvino", "eager", "eager"])) == ["eager", "openvino"]
     assert names(select_peers(["fastcnn_o*", "fastcnn"])) == ["fastcnn_onnxruntime", "fastcnn_openvino", "fastcnn"]

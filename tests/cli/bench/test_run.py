@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,8 +19,10 @@ from fastcnn.bench.peers.base import Peer, Prepared
 from fastcnn.bench.peers.subject import Subject
 from fastcnn.bench.peers.table import PEERS
 from fastcnn.bench.peers.torch import Eager, EagerChannelsLast
+from fastcnn.engines import available_backends
 
 Command = Callable[..., Result]
+INT8_ROWS = {"fastcnn_int8_onnxruntime": "onnxruntime", "fastcnn_int8_openvino": "openvino"}
 
 
 @pytest.fixture
@@ -258,3 +261,29 @@ def test_bfloat16_run(bench: Command, tmp_path: Path) -> None:
     assert [row["status"] for row in group["rows"]] == ["timed"] * 3
     assert 1e-3 < group["tolerance"] < 0.1
     assert "2×1×28×28 bfloat16" in result.stdout
+
+
+def test_int8_rows_beside_float32_ones(bench: Command, tmp_path: Path) -> None:
+    pictures = torch.nn.functional.interpolate(torch.rand(60, 1, 7, 7, generator=torch.Generator().manual_seed(0)), size=28, mode="bilinear")
+    np.save(tmp_path / "pictures.npy", pictures.numpy())
+    options = ["--batch-size", "2", "--peers", "eager,fastcnn_int8_*", "--rounds", "1", "--json", "r.json"]
+    result = bench("simple_cnn", "--precision", "int8", "--calibration", "pictures.npy", *options)
+    assert result.exit_code == 0, result.output
+    data = json.loads((tmp_path / "r.json").read_text())
+    assert data["settings"]["calibration"] == "pictures.npy"
+    rows = {row["name"]: row for row in data["groups"][0]["rows"]}
+    exact = rows.pop("eager")
+    assert (exact["status"], exact["agreement"]) == ("timed", None)
+    here = [name for name, backend in INT8_ROWS.items() if available_backends()[backend] is None]
+    assert sorted(name for name, row in rows.items() if row["status"] == "timed") == sorted(here)
+    for name in here:
+        assert exact["relative_error"] < 1e-5 < rows[name]["relative_error"] < 0.1
+        assert rows[name]["agreement"] > 0.9
+    assert "agreement" in result.stdout
+
+
+@pytest.mark.parametrize("options", [["--precision", "int8"], ["--calibration", "pictures.npy"]])
+def test_int8_and_its_pictures_go_together(bench: Command, options: list[str]) -> None:
+    result = bench("simple_cnn", *options)
+    assert result.exit_code == 2
+    assert "--precision int8 and --calibration go together" in " ".join(result.stderr.split())
