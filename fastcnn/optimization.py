@@ -52,8 +52,8 @@ def optimize(
         example_input: [N, C, H, W] on the model's device. The batch stays dynamic, the other sizes are fixed; `auto` measures with this batch.
         dtype: what weights are rounded to and the engine computes in: the example's dtype by default, `torch.float16` or `torch.bfloat16` on request;
             `torch.int8` for products of 8-bit numbers between a float32 input and output, on onnxruntime and openvino, with `calibration`.
-        backend: "torch", "triton", "onnxruntime" or "openvino"; an explicit one never falls back to another. "auto" times those that can run and
-            keeps the fastest.
+        backend: "torch", "triton", "onnxruntime", "openvino" or "ncnn"; an explicit one never falls back to another. "auto" times those that can
+            run and keeps the fastest.
         allow_tf32: float32 products may round their operands to 10 bits of mantissa on a GPU whose tensor cores are faster so.
         check: hold the result against the reference in float64 on the example before it is returned; in int8, on pictures kept apart.
         calibration: of int8: a folder of pictures, which become input as the model says; a .npy or .npz file, or an array, of preprocessed ones

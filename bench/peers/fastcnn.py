@@ -63,6 +63,15 @@ class FastcnnOpenVino(Fastcnn):
     backend = "openvino"
 
 
+class FastcnnNcnn(Fastcnn):
+    """ncnn on the fused graph, behind the module's interface."""
+
+    name = "fastcnn_ncnn"
+    devices = ("cpu",)
+    precisions = (Precision.fp32,)
+    backend = "ncnn"
+
+
 class FastcnnTriton(Fastcnn):
     """Our kernels and cuDNN's, whichever was measured to be faster, as one CUDA graph."""
 

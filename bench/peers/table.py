@@ -6,7 +6,8 @@ import fnmatch
 from collections.abc import Sequence
 
 from fastcnn.bench.peers.base import Peer
-from fastcnn.bench.peers.fastcnn import Fastcnn, FastcnnOnnxRuntime, FastcnnOpenVino, FastcnnTorch, FastcnnTriton
+from fastcnn.bench.peers.fastcnn import Fastcnn, FastcnnNcnn, FastcnnOnnxRuntime, FastcnnOpenVino, FastcnnTorch, FastcnnTriton
+from fastcnn.bench.peers.ncnn import Ncnn
 from fastcnn.bench.peers.runtimes import (
     FileInOnnxRuntime,
     FileInOnnxRuntimeCuda,
@@ -45,6 +46,7 @@ PEERS: dict[str, type[Peer]] = {
         OnnxRuntimeCuda,
         OnnxRuntimeTensorRt,
         OpenVino,
+        Ncnn,
         FileInOnnxRuntime,
         FileInOnnxRuntimeCuda,
         FileInTensorRt,
@@ -54,6 +56,7 @@ PEERS: dict[str, type[Peer]] = {
         FastcnnTorch,
         FastcnnOnnxRuntime,
         FastcnnOpenVino,
+        FastcnnNcnn,
         FastcnnTriton,
         Fastcnn,
     )

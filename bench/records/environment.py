@@ -23,6 +23,7 @@ _DISTRIBUTIONS = {
     "onnxscript": ("onnxscript",),
     "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
     "openvino": ("openvino",),
+    "ncnn": ("ncnn",),
     "triton": ("triton", "pytorch-triton", "triton-windows"),
     "tensorrt": ("tensorrt",),
     "numpy": ("numpy",),

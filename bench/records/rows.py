@@ -21,6 +21,7 @@ ROWS: Mapping[str, str] = {
     "onnxruntime_cuda": "ONNX Runtime (CUDA) on torch.onnx.export's file",
     "onnxruntime_tensorrt": "TensorRT provider on torch.onnx.export's file",
     "openvino": "OpenVINO on torch.onnx.export's file",
+    "ncnn": "ncnn on what pnnx makes of the traced model",
     "fastcnn_file_onnxruntime": "ONNX Runtime on fastcnn export's file",
     "fastcnn_file_onnxruntime_cuda": "ONNX Runtime (CUDA) on fastcnn export's file",
     "fastcnn_file_tensorrt": "TensorRT provider on fastcnn export's file",
@@ -30,6 +31,7 @@ ROWS: Mapping[str, str] = {
     "fastcnn_torch": 'fastcnn.optimize with backend "torch"',
     "fastcnn_onnxruntime": 'fastcnn.optimize with backend "onnxruntime"',
     "fastcnn_openvino": 'fastcnn.optimize with backend "openvino"',
+    "fastcnn_ncnn": 'fastcnn.optimize with backend "ncnn"',
     "fastcnn_triton": 'fastcnn.optimize with backend "triton"',
     "fastcnn": "fastcnn.optimize, which chose its backend",
 }

@@ -23,6 +23,7 @@ _DISTRIBUTIONS = {
     "onnxscript": ("onnxscript",),
     "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
     "openvino": ("openvino",),
+    "ncnn": ("ncnn",),
     "timm": ("timm",),
     "safetensors": ("safetensors",),
     "numpy": ("numpy",),

@@ -45,7 +45,7 @@ def info(
     ],
     plan: Annotated[bool, typer.Option("--plan", help="Also optimize the model, and show what was fused.")] = False,
     backend: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The backend of --plan: torch, onnxruntime, openvino or auto.  [default: torch]")
+        str | None, typer.Option(metavar="NAME", help="The backend of --plan: torch, onnxruntime, openvino, ncnn or auto.  [default: torch]")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="The batch that shapes and mult-adds are for.")] = 1,
     weights: Weights = None,

@@ -65,7 +65,7 @@ def predict(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of a model: torch (the default), onnxruntime, openvino, auto or reference; of ONNX: onnxruntime (the default) or openvino.",
+            help="Of a model: torch (the default), onnxruntime, openvino, ncnn, auto or reference; of ONNX: onnxruntime (the default) or openvino.",
         ),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Classes to show of each picture.")] = 5,

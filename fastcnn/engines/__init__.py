@@ -15,6 +15,7 @@ _ENGINES = {
     "triton": "fastcnn.engines.triton.engine:TritonEngine",
     "onnxruntime": "fastcnn.engines.onnxruntime_engine:OnnxRuntimeEngine",
     "openvino": "fastcnn.engines.openvino_engine:OpenVinoEngine",
+    "ncnn": "fastcnn.engines.ncnn_engine:NcnnEngine",
 }
 
 BACKENDS = tuple(_ENGINES)

@@ -64,7 +64,7 @@ LAYERS: tuple[Layer, ...] = (
             Room("models", _ours("models"), "reference networks"),
             Room("graph", _ours("graph"), "capture, passes, plan"),
             Room("parity", _ours("parity"), "the same function?"),
-            Room("runtimes", _ours("runtimes"), "ONNX Runtime, OpenVINO"),
+            Room("runtimes", _ours("runtimes"), "ONNX Runtime, OpenVINO, ncnn"),
             Room("kernels", _ours("kernels"), "Triton kernels"),
             Room("data", _ours("data"), "labelled pictures"),
         ),
