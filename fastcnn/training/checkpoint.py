@@ -23,9 +23,9 @@ _DIGEST = "sha256"
 
 def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
     """Writes tensors and plain data; the file that was there stays whole until the new one is."""
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, temporary.open("wb") as file:  # a path would give the archive's folder the draft's name
         content = {"format": _FORMAT, **state}
-        torch.save({**content, _DIGEST: content_sha256(content)}, temporary)
+        torch.save({**content, _DIGEST: content_sha256(content)}, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
