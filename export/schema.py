@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastcnn.limits import MAX_BYTES, beyond
+from fastcnn.limits import MAX_BYTES, MAX_RECORDS, beyond
 
 # What reads the description knows this version and those before it.
 FORMAT_VERSION = 1
@@ -120,6 +120,9 @@ def _none_or(check: Check) -> Check:
 def _list(check: Check, least: int = 0, most: int = 2**31) -> Check:
     def checked(field: str, value: Any) -> None:
         _expect(isinstance(value, list) and least <= len(value) <= most, field, value, f"a list of {least} entries or more" if least else "a list")
+        reason = beyond(MAX_RECORDS, "its entries are", len(value))
+        if reason is not None:
+            raise DamagedError(field, reason)
         for number, item in enumerate(value):
             check(f"{field}[{number}]", item)
 

@@ -123,8 +123,8 @@ def _open_up_to(most: int, path: str) -> Image:
     """A picture that is not decoded yet, of so many pixels at most. Raises PictureError for one that says it has more."""
     from PIL import Image
 
-    if Image.MAX_IMAGE_PIXELS is not None and most > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = most  # Pillow's own bound, for the process, is raised along with ours and never lowered
+    if Image.MAX_IMAGE_PIXELS is not None and most > 2 * Image.MAX_IMAGE_PIXELS:  # from twice its own bound on Pillow refuses a picture
+        Image.MAX_IMAGE_PIXELS = most
     image = Image.open(path, formats=_formats())
     width, height = image.size
     if width * height > most:
