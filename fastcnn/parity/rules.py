@@ -135,7 +135,7 @@ class ParityReport:
         if not self.passed:
             reasons = "; ".join(self.failures)
             if not self.rows:
-                raise ParityError(f"{what} is not shown to compute what its reference computes: {reasons}", self)
+                raise ParityError(f"{what} does not compute what its reference computes: {reasons}", self)
             raise ParityError(
                 f"{what} does not compute what its reference computes: {reasons} "
                 f"(largest difference {self.max_abs_error:.3g}, relative error {self.relative_error:.3g}, "
