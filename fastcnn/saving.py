@@ -50,7 +50,7 @@ def save(module: OptimizedModule, path: str | Path, *, force: bool = False, slim
         graph = graph_to_json(source.graph)
     except TypeError as error:
         raise RequestError(f"this {source.graph.info.get('name', 'model')} cannot be saved: {error}") from error
-    header = {
+    header: dict[str, Any] = {
         "format": _FORMAT,
         "version": __version__,
         "backend": module.backend,

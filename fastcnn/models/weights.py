@@ -198,10 +198,12 @@ def description_digests(description: Mapping[str, Any], tensors: Mapping[str, Te
 
 
 def _check_digests(path: Path, description: Mapping[str, Any]) -> None:
-    """Raises WeightsError where the file says what it was, and is something else. Files of others and of the first release say nothing."""
+    """Raises WeightsError where the file says what it was, and is something else, or says it without a digest. Files of others say nothing."""
+    if not description:
+        return
     stored = description.get("digests")
     if stored is None:
-        return
+        raise WeightsError(f"weight file {path} is damaged, or of an earlier build: its description has no digests; train again, or strip it")
     found = description_digests(description, read_safetensors(path))
     changed = [part for part in found if not isinstance(stored, Mapping) or stored.get(part) != found[part]]
     if changed:

@@ -25,7 +25,8 @@ _SUFFIX = {**SUFFIX, "fast": ".fast", "safetensors": ".safetensors", "checkpoint
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a mutated file: "refused", "accepted" where it says the same as the original, "forged" where it was made to be accepted;
+    """What became of a mutated file: "refused", "accepted" where it says the same as the original, "forged" where it was made to be accepted,
+    "stripped" where nothing but the weights is left of a file, which then claims nothing;
     "wrong" where it was accepted and says something else, "defect" where reading it raised what no user should see."""
 
     kind: str
@@ -55,6 +56,8 @@ class Subject:
             return Verdict("defect", mutation.what, f"{type(error).__name__}: {error}")
         if said == self.said:
             return Verdict("accepted", mutation.what)
+        if self.format == "safetensors" and said == (self.said[0], {}, None):
+            return Verdict("stripped", mutation.what)
         return Verdict("forged" if mutation.forged else "wrong", mutation.what)
 
 
