@@ -18,9 +18,10 @@ TORCH_INDEX ?=
 WORKERS ?= 2
 PYTEST_ARGS ?=
 SEEDS ?= 0:3000
+MUTANTS ?= 0:1000
 ENGINES ?= torch,onnxruntime,openvino,onnx
 
-.PHONY: help demo test quick durations fuzz cuda lint typecheck pytest format readme architecture clean
+.PHONY: help demo test quick durations fuzz mutate cuda lint typecheck pytest format readme architecture clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
@@ -55,6 +56,9 @@ quick: lint ## A verdict in under two minutes: lint, and the tests without those
 
 durations: $(INSTALLED) ## Measure all tests and note which ones make quick leaves out (on an idle machine)
 	$(PYTEST) --write-slow $(PYTEST_ARGS)
+
+mutate: $(INSTALLED) ## A thousand damaged files of each format, and a table of what became of them
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m mutation --seeds $(MUTANTS)
 
 fuzz: $(INSTALLED) ## Thousands of random networks through every engine, and a table of what came out
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m fuzz --seeds $(SEEDS) --engines $(ENGINES)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Any
 import onnx
 import onnx.numpy_helper
 
+from fastcnn.archives import ZIP_MAGIC, ArchiveError
 from fastcnn.errors import FileFormatError, RequestError
 from fastcnn.export.archive import write_archive
-from fastcnn.export.description import KEY, ZIP_MAGIC, parse, refuse_safetensors, refuse_weights
+from fastcnn.export.description import KEY, check_fields, open_archive, parse, refuse_safetensors, refuse_weights
 
 _WEIGHT_RECORDS = re.compile(r"(constants|data|data/weights|data/constants)/[^/]+")
 
@@ -77,9 +77,12 @@ def read_container(path: Path) -> tuple[Container, dict[str, Any]]:
         raise RequestError(f"{path} is a folder" if path.is_dir() else f"{path} does not exist")
     with path.open("rb") as file:
         start = file.read(9)
-    refuse_weights(path, start)
-    refuse_safetensors(path)
-    container, text = _read_archive(path) if start.startswith(ZIP_MAGIC) else _read_onnx(path)
+    if start.startswith(ZIP_MAGIC):
+        container, text = _read_archive(path)
+    else:
+        refuse_weights(path, start)
+        refuse_safetensors(path)
+        container, text = _read_onnx(path)
     return container, parse(path, container.format, text)
 
 
@@ -87,6 +90,8 @@ def read_container(path: Path) -> tuple[Container, dict[str, Any]]:
 
 
 def _read_onnx(path: Path) -> tuple[Container, str | None]:
+    with path.open("rb") as file:
+        check_fields(path, file)
     data = path.read_bytes()
     try:
         model = onnx.load_model_from_string(data)
@@ -126,25 +131,15 @@ def _tensor_bytes(tensor: onnx.TensorProto) -> bytes:
 def _read_archive(path: Path) -> tuple[Container, str | None]:
     records: dict[str, bytes] = {}
     damaged = []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                name = info.filename.partition("/")[2]
-                try:
-                    records[name] = archive.read(info)
-                except zipfile.BadZipFile as error:
-                    if "CRC" not in str(error):
-                        raise
-                    records[name] = b""
+    with path.open("rb") as file:
+        directory, format_ = open_archive(path, file)
+        try:
+            for name in directory.records:
+                records[name] = directory.read(file, name)
+                if not directory.holds(name, records[name]):
                     damaged.append(name)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise FileFormatError(f"{path} is truncated or damaged: {error}") from error
-    if records.get("archive_format") == b"pt2":
-        format_ = "pt2"
-    elif "constants.pkl" in records and any(name.startswith("code/") for name in records):
-        format_ = "torchscript"
-    else:
-        raise FileFormatError(f"{path} is neither ONNX, TorchScript nor .pt2")
+        except ArchiveError as error:
+            raise FileFormatError(f"{path} is truncated or damaged: {error}") from error
     text = records.pop(f"extra/{KEY}", None)
     try:
         return Container(format_, records, tuple(damaged)), None if text is None else text.decode()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fastcnn.archives import ZIP_MAGIC, ArchiveError, Directory, read_directory
 from fastcnn.errors import FileFormatError, RequestError
 from fastcnn.export.formats import FORMATS
+from fastcnn.export.schema import DamagedError, check_description
+from fastcnn.limits import MAX_RECORDS, beyond, parse_json
+from fastcnn.weight_files import safetensors_header
 
 # The entry that holds our metadata in every format.
 KEY = "fastcnn"
-
-ZIP_MAGIC = b"PK\x03\x04"
 
 # Fields of onnx.ModelProto and StringStringEntryProto, by their numbers in onnx.proto, and protobuf's ways to write one.
 _IR_VERSION, _GRAPH, _METADATA = 1, 7, 14
@@ -43,54 +43,43 @@ def _read(path: Path) -> tuple[str, str | None]:
         raise RequestError(f"{path} is a folder" if path.is_dir() else f"{path} does not exist")
     with path.open("rb") as file:
         start = file.read(9)
-        refuse_weights(path, start)
         if start.startswith(ZIP_MAGIC):
             return _of_archive(path, file)
+        refuse_weights(path, start)
         return "onnx", _of_onnx(path, file)
 
 
 def parse(path: Path, format_: str, text: str | None) -> dict[str, Any]:
-    """The object in a file's entry. Raises FileFormatError where there is no entry, or it holds none."""
+    """The object in a file's entry, its fields checked. Raises FileFormatError where there is no entry, or it holds no such object."""
     if text is None:
         raise FileFormatError(f"{path} was not exported by fastcnn: it is {FORMATS[format_].title}, but lacks the metadata entry {KEY!r}")
     try:
-        metadata = json.loads(text)
+        metadata = parse_json(text)
+        check_description(metadata, format_)
+    except DamagedError as error:
+        raise FileFormatError(f"{path} is damaged: {error}") from error
     except ValueError as error:
         raise FileFormatError(f"{path} has damaged metadata: {error}") from error
-    if not isinstance(metadata, dict):
-        raise FileFormatError(f"{path} has damaged metadata: a JSON object was expected")
     return metadata
 
 
 def refuse_weights(path: Path, start: bytes) -> None:
-    """Raises FileFormatError for a file of weights without a network, which begins with the bytes `start`: a checkpoint of PyTorch."""
-    pickled = start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5")  # the opcode PROTO, and its version
-    if start.startswith(ZIP_MAGIC):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = {name.partition("/")[2] for name in archive.namelist()}
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-            return  # what reads the archive says what is wrong with it
-        pickled = "data.pkl" in names and not names & {"archive_format", "constants.pkl"}
-    if pickled:
-        raise FileFormatError(
-            f"{path} holds weights without a network (a state dict): name the model that they belong to, "
-            f"as in `fastcnn predict MODEL --weights {path}`"
-        )
+    """Raises FileFormatError for a file of weights without a network, which begins with the bytes `start`: a bare pickle of PyTorch."""
+    if start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5"):  # the opcode PROTO, and its version
+        raise _weights_only(path)
+
+
+def _weights_only(path: Path) -> FileFormatError:
+    return FileFormatError(
+        f"{path} holds weights without a network (a state dict): name the model that they belong to, as in `fastcnn predict MODEL --weights {path}`"
+    )
 
 
 def refuse_safetensors(path: Path) -> None:
     """Raises FileFormatError for what `fastcnn.save` writes, and for weights in the safetensors format; says what to do with them."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= path.stat().st_size - 8:
-            return
-        text = file.read(length)
     try:
-        header = json.loads(text) if text.startswith(b"{") else None
+        header = safetensors_header(path)
     except ValueError:
-        return
-    if not isinstance(header, dict):
         return
     if KEY in (header.get("__metadata__") or {}):
         raise FileFormatError(
@@ -99,22 +88,35 @@ def refuse_safetensors(path: Path) -> None:
     raise FileFormatError(f"{path} holds weights only: `fastcnn export MODEL --weights {path.name}` makes a file that can be verified")
 
 
-def _of_archive(path: Path, file: BinaryIO) -> tuple[str, str | None]:
+# -- the archive of TorchScript and .pt2 -------------------------------------------------------------------------------
+
+
+def open_archive(path: Path, file: BinaryIO) -> tuple[Directory, str]:
+    """(directory, format) of an archive that may have been exported by fastcnn.
+
+    Raises FileFormatError where it was not: it is damaged, a checkpoint, or packed.
+    """
     try:
-        with zipfile.ZipFile(file) as archive:
-            names = {name.partition("/")[2]: name for name in archive.namelist()}
-            if "archive_format" in names and archive.read(names["archive_format"]) == b"pt2":
-                format_ = "pt2"
-            elif "constants.pkl" in names and any(name.startswith("code/") for name in names):
-                format_ = "torchscript"
-            else:
-                raise FileFormatError(f"{path} is neither ONNX, TorchScript nor .pt2")
-            text = archive.read(names[f"extra/{KEY}"]).decode() if f"extra/{KEY}" in names else None
+        directory = read_directory(file)
+        names = directory.records
+        if "data.pkl" in names and not {"archive_format", "constants.pkl"} & set(names):
+            raise _weights_only(path)
+        if "archive_format" in names and directory.read(file, "archive_format") == b"pt2":
+            return directory, "pt2"
+    except ArchiveError as error:
+        raise FileFormatError(f"{path} is truncated or damaged: {error}") from error
+    if "constants.pkl" in names and any(name.startswith("code/") for name in names):
+        return directory, "torchscript"
+    raise FileFormatError(f"{path} is neither ONNX, TorchScript nor .pt2")
+
+
+def _of_archive(path: Path, file: BinaryIO) -> tuple[str, str | None]:
+    directory, format_ = open_archive(path, file)
+    try:
+        text = directory.read(file, f"extra/{KEY}").decode() if f"extra/{KEY}" in directory.records else None
     except UnicodeDecodeError as error:
         raise FileFormatError(f"{path} has damaged metadata: {error}") from error
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        if isinstance(error, FileFormatError):
-            raise
+    except ArchiveError as error:
         raise FileFormatError(f"{path} is truncated or damaged: {error}") from error
     return format_, text
 
@@ -122,14 +124,23 @@ def _of_archive(path: Path, file: BinaryIO) -> tuple[str, str | None]:
 # -- ONNX: protobuf's wire format, of which only the outermost message is read -----------------------------------------
 
 
+def check_fields(path: Path, file: BinaryIO) -> None:
+    """Raises FileFormatError for a file whose outermost message is not that of ONNX, or has too many fields."""
+    _of_onnx(path, file)
+
+
 def _of_onnx(path: Path, file: BinaryIO) -> str | None:
     """The value of our metadata entry; None without one."""
     end = file.seek(0, os.SEEK_END)
     file.seek(0)
-    found, text = set(), None
+    found, text, fields = set(), None, 0
     try:
         while file.tell() < end:
             number, size = _field(file)
+            fields += 1
+            reason = beyond(MAX_RECORDS, "its fields are", fields) if fields % 1024 == 0 else None
+            if reason is not None:
+                raise FileFormatError(f"{path} is damaged: {reason}")
             after = file.tell() + size
             if after > end:
                 raise ValueError("cut off")
@@ -138,6 +149,8 @@ def _of_onnx(path: Path, file: BinaryIO) -> str | None:
             if number == _METADATA and text is None:
                 text = _entry(file, after)
             file.seek(after)
+    except FileFormatError:
+        raise
     except (ValueError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{path} is truncated, or neither ONNX, TorchScript nor .pt2") from error
     if not {_IR_VERSION, _GRAPH} <= found:
@@ -150,6 +163,8 @@ def _entry(file: BinaryIO, end: int) -> str | None:
     pair = {}
     while file.tell() < end:
         number, size = _field(file)
+        if file.tell() + size > end:
+            raise ValueError("cut off")
         pair[number] = file.read(size).decode()
     return pair.get(_ENTRY_VALUE, "") if pair.get(_ENTRY_KEY) == KEY else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,15 +126,18 @@ def _encode_output(output: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def decode(data: dict[str, Any]) -> GoldenPair:
-    """The reverse of `encode`. Raises FileFormatError for anything else."""
+    """The reverse of `encode`, of data that `schema.check_description` let through. Raises FileFormatError for anything else.
+
+    No more is unpacked than the pictures take.
+    """
     try:
         source = data["input"]
-        levels = np.frombuffer(zlib.decompress(base64.b64decode(source["data"])), dtype=np.uint8).reshape(source["shape"])
+        levels = np.frombuffer(_inflate(base64.b64decode(source["data"]), math.prod(source["shape"])), dtype=np.uint8).reshape(source["shape"])
         outputs = [
             [np.frombuffer(base64.b64decode(out["data"]), dtype="<f8").reshape(out["shape"]) for out in batch["outputs"]] for batch in data["batches"]
         ]
         return GoldenPair(
-            GoldenInput(levels, source["scale"], source["offset"]).values(),
+            GoldenInput(levels, source.get("scale"), source.get("offset")).values(),
             tuple(tuple(int(picture) for picture in batch["pictures"]) for batch in data["batches"]),
             tuple(outputs),
             float(data["tolerance"]),
@@ -141,3 +145,12 @@ def decode(data: dict[str, Any]) -> GoldenPair:
         )
     except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise FileFormatError(f"the golden pair stored in the file is damaged: {type(error).__name__}: {error}") from error
+
+
+def _inflate(data: bytes, size: int) -> bytes:
+    """The `size` bytes that zlib packed. Raises ValueError where it were more or fewer: what comes after them is not made."""
+    inflater = zlib.decompressobj()
+    found = inflater.decompress(data, size + 1)
+    if len(found) != size or not inflater.eof or inflater.unused_data:
+        raise ValueError(f"its pictures are not of {size:,} bytes")
+    return found

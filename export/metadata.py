@@ -11,13 +11,12 @@ from typing import Any
 from fastcnn import __version__
 from fastcnn.export.formats import Format
 from fastcnn.export.options import ExportOptions, Preprocess
+from fastcnn.export.schema import FORMAT_VERSION
 from fastcnn.export.seal import seal
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.plan import PassReport
 from fastcnn.parity import ParityReport
 from fastcnn.preprocessing import Preprocessing
-
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
+import os
 import subprocess
 import sys
 import tempfile
@@ -128,18 +131,38 @@ def _run_here(runtime: str, path: Path, batches: Batches) -> Results:
 
 
 def _run_fresh_process(format_: str, path: Path, batches: Batches) -> Results:
+    """In a process that gets the batches through a pipe and gives the outputs back through another one, so that no file is left of them.
+
+    The first pipe stays open until the answer is there: its end tells the process that this one is gone.
+    """
     import torch
 
-    with tempfile.TemporaryDirectory(prefix="fastcnn-") as folder:
-        inputs, outputs = Path(folder, "inputs.pt"), Path(folder, "outputs.pt")
-        torch.save([torch.from_numpy(batch) for batch in batches], inputs)
-        # -P: the script's folder must not stand on the module path.
-        script = [sys.executable, "-P", str(Path(__file__).with_name("fresh_process.py")), format_, str(path), str(inputs), str(outputs)]
-        process = subprocess.run(script, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    buffer = io.BytesIO()
+    torch.save([torch.from_numpy(batch) for batch in batches], buffer)
+    # -P: the script's folder must not stand on the module path.
+    script = [sys.executable, "-P", str(Path(__file__).with_name("fresh_process.py")), format_, str(path), str(os.getpid())]
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):  # its complaint says why it went away
+                process.stdin.write(buffer.getbuffer().nbytes.to_bytes(8, "little"))
+                process.stdin.write(buffer.getbuffer())
+                process.stdin.flush()
+            answer = process.stdout.read()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.wait()
+        finally:
+            process.kill()
         if process.returncode != 0:
-            lines = [line.strip() for line in process.stderr.splitlines() if line.strip()]
+            complaints.seek(0)
+            lines = [line.strip() for line in complaints.read().decode(errors="replace").splitlines() if line.strip()]
             raise ParityError(f"PyTorch in a fresh process cannot run the file: {lines[-1] if lines else f'it ended with code {process.returncode}'}")
-        return [_as_float64([tensor.numpy() for tensor in batch]) for batch in torch.load(outputs, weights_only=True)]
+    return [_as_float64([tensor.numpy() for tensor in batch]) for batch in torch.load(io.BytesIO(answer), weights_only=True)]
 
 
 def _as_float64(arrays: Sequence[NDArray]) -> list[NDArray[np.float64]]:

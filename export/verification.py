@@ -21,6 +21,8 @@ from fastcnn.precision import Precision
 def verify_file(path: str | os.PathLike[str]) -> ParityReport:
     """Run a file in its own runtimes on the golden pictures stored in it, and compare outputs and digests with what is stored; needs no reference.
 
+    A file whose digests fail is not run: what a damaged network does to a runtime is anybody's guess.
+
     Returns a report, passed or not; its `failures` say whether weights, graph, description or output changed, its `notes` what could not be checked.
 
     Raises:
@@ -29,17 +31,18 @@ def verify_file(path: str | os.PathLike[str]) -> ParityReport:
     """
     path = Path(path)
     container, metadata = read_container(path)
-    if not isinstance(metadata.get("digests"), dict) or not isinstance(metadata.get("golden"), dict):
-        raise FileFormatError(f"{path} has damaged metadata: digests or golden pair are missing")
-    pair = golden.decode(metadata["golden"])
-
+    pair = _golden_pair(path, metadata)
     found = container.digests()
     failures = [f"the {part} changed since the export (SHA-256)" for part, digest in found.items() if digest != metadata["digests"].get(part)]
     failures += [f"record {record} is damaged" for record in container.damaged]
     changed = changed_sections(metadata)
-    if changed:
+    if changed is None:
+        failures.append("damaged: the description has no digest: nothing says whether it was edited; export the file again")
+    elif changed:
         failures.append(f"damaged: {' and '.join(changed)} in the description changed since the export (SHA-256)")
-    notes = [] if changed is not None else ["the file is from before descriptions had a digest: nothing says whether it was edited"]
+    if failures:
+        return ParityReport.of([], pair.dtype, failures, ["a file that changed is not run: what it computes now is not what was exported"])
+    notes: list[str] = []
     if metadata.get("precision") == Precision.int8.value:
         return _judged(path, metadata, pair, failures, notes)
     batches = [np.ascontiguousarray(pair.pictures[list(batch)]) for batch in pair.batches]
@@ -69,3 +72,10 @@ def _judged(path: Path, metadata: Mapping[str, Any], pair: golden.GoldenPair, fa
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path} has damaged metadata: {type(error).__name__}: {error}") from error
     return ParityReport.of([judgement.row(limits) for judgement in judgements], pair.dtype, failures, notes)
+
+
+def _golden_pair(path: Path, metadata: dict[str, Any]) -> golden.GoldenPair:
+    try:
+        return golden.decode(metadata["golden"])
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from error

@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from fastcnn.errors import FastcnnError, RequestError
+from fastcnn.owners import is_abandoned, own_mark
 
 _DRAFT = ".part"
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path, *, suffix: str | None = None) -> Iterator[Path]:
-    """Gives a temporary path beside `path` with its suffix, and moves what was written there into place if the block ends well.
+    """Gives a temporary path with the suffix of `path`, and moves what was written there into place if the block ends well.
+
+    It lies in a hidden folder of its own beside `path`, for some writers (safetensors among them) write a draft of their own first. Folders of
+    processes that were killed are removed on the way. A file that is replaced hands on its mode and owner; a link is written through.
 
     Args:
         suffix: of the temporary path instead, for what reads the file before it is in place and goes by its suffix.
@@ -26,33 +30,56 @@ def replacing(path: str | Path, *, suffix: str | None = None) -> Iterator[Path]:
     Raises RequestError if the folder cannot be written to.
     """
     path = Path(path)
-    suffix = path.suffix if suffix is None else suffix
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{_DRAFT}{suffix}")
+    real = _behind_link(path)
+    _remove_abandoned(real.parent)
+    folder = real.with_name(f".{real.stem[:60]}.{own_mark()}{_DRAFT}")
+    temporary = folder / f"{real.stem[:60]}{real.suffix if suffix is None else suffix}"
     try:
+        folder.mkdir(0o700)
         # Not mkstemp, which makes the file private: this one gets the mode that the umask leaves, as any file that a program creates.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        mode = stat.S_IMODE(temporary.stat().st_mode)
+        before = real.stat() if real.exists() else None
+        mode = stat.S_IMODE((before or temporary.stat()).st_mode)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
         raise RequestError(f"{path} cannot be written: {error.strerror}") from error
     try:
         yield temporary
         temporary.chmod(mode)  # some writers, safetensors among them, put a private file of their own in its place
-        temporary.replace(path)
+        if before is not None:
+            _give_to(temporary, before)
+        temporary.replace(real)
     except FastcnnError:
         raise
     except Exception as error:
-        reason = _write_failure(error, temporary)
+        reason = _write_failure(error, folder)
         if reason is None:
             raise
         raise RequestError(f"{path} cannot be written: {reason}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_failure(error: Exception, temporary: Path) -> str | None:
-    """Why the system did not take the bytes of `temporary`, if that is what `error` says."""
+def _behind_link(path: Path) -> Path:
+    """The file that a symbolic link leads to, there or not; any other path as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _give_to(path: Path, before: os.stat_result) -> None:
+    """Makes `path` the property of who owned what it replaces, as far as this process may."""
+    now = path.stat()
+    if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid) and hasattr(os, "chown"):
+        with contextlib.suppress(PermissionError):
+            os.chown(path, before.st_uid, before.st_gid)
+            path.chmod(stat.S_IMODE(before.st_mode))  # a change of the owner takes set-user-ID away
+
+
+def _write_failure(error: Exception, folder: Path) -> str | None:
+    """Why the system did not take the bytes of what lies in `folder`, if that is what `error` says."""
     if isinstance(error, OSError):
-        return error.strerror or str(error) if error.filename in (None, str(temporary), temporary) else None
+        ours = error.filename is None or folder in Path(os.fsdecode(error.filename)).parents
+        return error.strerror or str(error) if ours else None
     # safetensors and PyTorch write past Python, and wrap what the system said in errors of their own.
     text = str(error)
     number = re.search(r"\(os error (\d+)\)", text)
@@ -83,18 +110,42 @@ def check_target(path: Path, force: bool, option: str = "") -> Path:
         raise RequestError(f"{path} is a device or a pipe: give {option + ' ' if option else ''}the name of a file")
     if path.exists() and not force:
         raise RequestError(f"{path} exists: --force (force=True) overwrites it" + (f", or give {option} another name" if option else ""))
-    if not path.parent.is_dir():
-        raise RequestError(f"{path} cannot be written: there is no folder {path.parent}")
+    folder = _behind_link(path).parent
+    if not folder.is_dir():
+        raise RequestError(f"{path} cannot be written: there is no folder {folder}")
     try:
         # Permission bits say nothing about a read-only disk, and nothing to root.
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise RequestError(f"{path} cannot be written: {path.parent}: {error.strerror}") from error
+        raise RequestError(f"{path} cannot be written: {folder}: {error.strerror}") from error
     return path
 
 
 def remove_drafts(folder: Path) -> None:
     """Removes what a killed process left of `replacing` in a folder that no other process is writing to."""
-    for draft in folder.glob(f".*{_DRAFT}.*"):
-        draft.unlink(missing_ok=True)
+    for draft in folder.glob(f".*{_DRAFT}*"):
+        _remove(draft)
+
+
+_tidied: set[Path] = set()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes the drafts of processes that are gone, once for each folder."""
+    folder = folder.absolute()
+    if folder in _tidied:
+        return
+    _tidied.add(folder)
+    with contextlib.suppress(OSError):
+        for draft in [entry for entry in folder.iterdir() if entry.name.startswith(".") and entry.name.endswith(_DRAFT)]:
+            if is_abandoned(draft):
+                _remove(draft)
+
+
+def _remove(draft: Path) -> None:
+    with contextlib.suppress(OSError):
+        if draft.is_dir() and not draft.is_symlink():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink()

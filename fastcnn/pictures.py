@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from fastcnn.errors import FastcnnError, InputError, RequestError
+from fastcnn.limits import MAX_PIXELS, limit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,12 +101,12 @@ def open_picture(path: str) -> Image:
     Raises:
         PictureError: it cannot be read, is none of `FORMATS`, or is truncated or damaged.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for somebody who writes to it
             raise PictureError("not a file, but a device or a pipe")
-        with Image.open(path, formats=_formats()) as image:
+        with _open_up_to(limit(MAX_PIXELS), path) as image:
             image.load()
             return image
     except UnidentifiedImageError as error:
@@ -116,6 +117,20 @@ def open_picture(path: str) -> Image:
         raise
     except Exception as error:  # the decoders raise whatever a damaged file makes them stumble over
         raise PictureError(_reason(error)) from error
+
+
+def _open_up_to(most: int, path: str) -> Image:
+    """A picture that is not decoded yet, of so many pixels at most. Raises PictureError for one that says it has more."""
+    from PIL import Image
+
+    if Image.MAX_IMAGE_PIXELS is not None and most > 2 * Image.MAX_IMAGE_PIXELS:  # from twice its own bound on Pillow refuses a picture
+        Image.MAX_IMAGE_PIXELS = most
+    image = Image.open(path, formats=_formats())
+    width, height = image.size
+    if width * height > most:
+        image.close()
+        raise PictureError(f"{width}×{height} are more than {most:,} pixels ({MAX_PIXELS} raises the bound)")
+    return image
 
 
 def _reason(error: object) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastcnn.errors import InputError, RequestError
+from fastcnn.limits import MAX_PIXELS, beyond, limit
 from fastcnn.pictures import crop_middle, pixels_of, resize, to_mode
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 # What PyTorch can do without antialiasing; Pillow always filters.
 _ALIASED_INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
-# A picture may grow to this many pixels and no further: a strip of 20,000 × 10 would have a short side of 256 at 131 million.
-_MOST_PIXELS = 100_000_000
 # Normalised values may leave their range by this share of it: float16 and another order of operations round.
 _SLACK = 0.01
 
@@ -209,6 +208,9 @@ class Preprocessing:
         else:
             pixels = pixels_of(image)
         if self.crop is not None:
+            reason = beyond(MAX_PIXELS, f"a crop to {_by(self.crop)} has pixels:", math.prod(self.crop))
+            if reason is not None:
+                raise InputError(reason)
             pixels = crop_middle(pixels, self.crop)
         pixels = pixels[..., ::-1] if self.channels == "BGR" else pixels
         return np.array(pixels.transpose(2, 0, 1), order="C")  # a copy: Pillow's own memory is not to be written to
@@ -279,9 +281,13 @@ def _resize_aliased(image: Image, size: int | tuple[int, int], interpolation: st
 
 
 def _check_growth(image: Image, resize: int | tuple[int, int]) -> None:
+    """A strip of 20,000 × 10 would have a short side of 256 at 131 million pixels."""
     width, height = image.size
-    if isinstance(resize, int) and width * height * (resize / min(width, height)) ** 2 > max(_MOST_PIXELS, width * height):
-        raise InputError(f"a picture of {width}×{height} is too thin: with a shorter side of {resize} it would have over {_MOST_PIXELS:,} pixels")
+    grown = width * height * (resize / min(width, height)) ** 2 if isinstance(resize, int) else resize[0] * resize[1]
+    most = limit(MAX_PIXELS)
+    if grown > max(most, width * height):
+        how = f"is too thin: with a shorter side of {resize}" if isinstance(resize, int) else f"is too large: resized to {_by(resize)}"
+        raise InputError(f"a picture of {width}×{height} {how} it would have over {most:,} pixels ({MAX_PIXELS} raises the bound)")
 
 
 # -- checking a description --------------------------------------------------------------------------------------------

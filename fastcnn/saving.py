@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from fastcnn.errors import BackendError, FileFormatError, RequestError
 from fastcnn.files import check_target, replacing
 from fastcnn.graph.plan import Plan
 from fastcnn.graph.serialization import graph_from_json, graph_to_json
+from fastcnn.limits import parse_json
 from fastcnn.optimized_module import ModuleSource, OptimizedModule
 from fastcnn.target import Target
+from fastcnn.text import first_line
+from fastcnn.weight_files import safetensors_header
 
 _FORMAT = 1
 # One entry: safetensors writes several in random order.
@@ -46,7 +50,7 @@ def save(module: OptimizedModule, path: str | Path, *, force: bool = False, slim
         graph = graph_to_json(source.graph)
     except TypeError as error:
         raise RequestError(f"this {source.graph.info.get('name', 'model')} cannot be saved: {error}") from error
-    header = {
+    header: dict[str, Any] = {
         "format": _FORMAT,
         "version": __version__,
         "backend": module.backend,
@@ -62,6 +66,8 @@ def save(module: OptimizedModule, path: str | Path, *, force: bool = False, slim
         "plan": Plan(module.backend, (), source.passes, source.choice).to_dict(),
         "artifact": _store_artifact(store, module.lowered.artifact),
     }
+    if header["artifact"] is not None:
+        header["artifact"]["of"] = _binding(header)
     text = json.dumps(header, sort_keys=True)
     _write(path, store.tensors, {_KEY: f"{_text_digest(text)} {text}"})
     return path
@@ -86,10 +92,10 @@ def load(path: str | Path, *, backend: str | None = None, device: str | torch.de
     device = check_device(device)
     try:
         source, artifact = _restore(header, tensors, device)
-    except FileFormatError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, SyntaxError) as error:
-        raise FileFormatError(f"{path} does not hold what fastcnn.save writes: {type(error).__name__}: {error}") from error
+    except FileFormatError as error:
+        raise FileFormatError(f"{path} is damaged: {error}") from error
+    except Exception as error:  # whoever writes a header on purpose finds a way to make PyTorch or protobuf stumble
+        raise FileFormatError(f"{path} does not hold what fastcnn.save writes: {first_line(error)}") from error
     reason = engine.unsupported(source.target)
     if reason:
         raise BackendError(f"backend {name!r}: {reason}")
@@ -119,7 +125,15 @@ def _restore(header: dict[str, Any], tensors: dict[str, Tensor], device: torch.d
     # Files of the first release do not say whether TF32 is allowed.
     dtype = torch.int8 if header["graph"].get("int8") else graph.input_dtype
     target = Target(device, dtype, header["graph"]["usual_batch"], header["graph"].get("allow_tf32", False))
-    return ModuleSource(graph, target, saved.passes, state_dict, saved.choice), _load_artifact(get, header["artifact"])
+    stored = header["artifact"]
+    if stored is not None and stored.get("of", _binding(header)) != _binding(header):
+        raise FileFormatError("its artifact was made from another graph than the one beside it")
+    return ModuleSource(graph, target, saved.passes, state_dict, saved.choice), _load_artifact(get, stored)
+
+
+def _binding(header: Mapping[str, Any]) -> str:
+    """SHA-256 of the graph and of its weights, which the artifact names."""
+    return _text_digest(json.dumps([header["graph"], header["constants"]], sort_keys=True))
 
 
 class _Store:
@@ -215,10 +229,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise RequestError(f"no file {path}")
     try:
+        safetensors_header(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise FileFormatError(f"{path} is not a whole safetensors file: {error}") from error
     if _KEY not in metadata:
         raise FileFormatError(
@@ -228,7 +243,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     digest, _, text = metadata[_KEY].partition(" ")
     if _text_digest(text) != digest:
         raise FileFormatError(f"{path}: the description of the model is not what was saved: the file is damaged")
-    header = json.loads(text)
+    try:
+        header = parse_json(text)
+    except ValueError as error:
+        raise FileFormatError(f"{path} is damaged: its description is no JSON: {error}") from error
+    if not isinstance(header, dict) or not isinstance(header.get("backend"), str):
+        raise FileFormatError(f"{path} is damaged: its description names no backend")
     if header.get("format") != _FORMAT:
         raise FileFormatError(f"{path} has format {header.get('format')}, this fastcnn {__version__} reads format {_FORMAT}")
     return header, tensors

@@ -29,6 +29,7 @@ from fastcnn.cli.options import (
     say_random,
 )
 from fastcnn.errors import RequestError
+from fastcnn.export.attestation import attestation_path, write_attestation
 from fastcnn.export.formats import FORMATS, Format
 from fastcnn.export.options import PRECISIONS, ExportOptions, Preprocess, parse_precision, read_labels
 from fastcnn.files import check_target
@@ -115,6 +116,7 @@ def export(
         typer.Option(metavar="X", help=f"Of int8: largest share of them that may get another best class.  [default: {MAX_ACCURACY_DROP}]"),
     ] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Of int8: print what rounding each layer does to the output.")] = False,
+    attest: Annotated[bool, typer.Option("--attest", help="Also write FILE.intoto.json, an in-toto statement to sign.")] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -156,6 +158,8 @@ def export(
         ),
     )
     check_target(options.path, options.force, "-o")
+    if attest:
+        check_target(attestation_path(options.path), options.force)
     with output.working(f"exporting {request.model} to {options.path}") as say:
         from fastcnn.export.exporter import export_file
         from fastcnn.models.opening import example_input, open_model
@@ -163,6 +167,8 @@ def export(
         network = open_model(request)
         say_random(request, network.fastcnn_info)
         report = export_file(network, example_input(network, request, options.batch_size or 1), options, say)
+        if attest:
+            output.note(f"the attestation is in {write_attestation(report)}; it is not signed")
     if as_json:
         output.print_json(report)
         return

@@ -19,7 +19,7 @@ from fastcnn.cli.options import (
     model_request,
     own_spelling,
 )
-from fastcnn.errors import RequestError
+from fastcnn.errors import ParityError, RequestError
 
 if TYPE_CHECKING:
     from fastcnn.models.request import ModelRequest
@@ -45,9 +45,13 @@ def verify(
     tolerance: Annotated[
         float | None, typer.Option(metavar="X", help="Of --against: largest relative error that passes.  [default: by precision]")
     ] = None,
+    attestation: Annotated[Path | None, typer.Option(metavar="FILE", help="Also hold the file against what `fastcnn export --attest` wrote.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a file again, from what is stored in it (golden input, output and digests), or against a model of yours."""
+    """Check a file again, from what is stored in it (golden input, output and digests), or against a model of yours.
+
+    The first proves that the file is as it was written and computes what it says, not who wrote it: for that, sign its attestation.
+    """
     options: dict[str, Any] = {"weights": weights, "num_classes": num_classes, "model_args": model_arg, "input_shape": input_shape}
     if against is None and any(value is not None for value in (*options.values(), tolerance)):
         raise RequestError("--weights, --num-classes, --model-arg, --input-shape and --tolerance belong to the model of --against: name it")
@@ -63,12 +67,24 @@ def verify(
             report = verify_file(file)
         else:
             report = _against(file, request, tolerance)
+        failures = [] if attestation is None else _attested(file, attestation)
+    held = {} if attestation is None else {"attestation": {"file": attestation, "failures": failures}}
     answer = {"file": file} | ({} if request is None else {"against": request.model}) | {"parity": report}
     if as_json:
-        output.print_json(answer)
+        output.print_json(answer | held)
     else:
-        output.print_fields(answer | {"parity": report.summary()})
+        said = None if attestation is None else "; ".join(failures) or f"{attestation} is of this file; who wrote it is for a signature to say"
+        output.print_fields(answer | {"parity": report.summary(), "attestation": said})
     report.require(str(file))
+    if failures:
+        raise ParityError(f"{file} is not what {attestation} attests: {'; '.join(failures)}")
+
+
+def _attested(file: Path, attestation: Path) -> list[str]:
+    from fastcnn.export.attestation import check_attestation
+    from fastcnn.export.container import sha256_of_file
+
+    return check_attestation(file, attestation, sha256_of_file(file))
 
 
 def _against(file: Path, request: ModelRequest, tolerance: float | None) -> ParityReport:

@@ -18,8 +18,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fastcnn.archives import ZIP_MAGIC, ArchiveError, read_directory
 from fastcnn.errors import RequestError, WeightsError
-from fastcnn.weight_files import is_safetensors
+from fastcnn.limits import MAX_BYTES, beyond
+from fastcnn.text import first_line
+from fastcnn.weight_files import is_safetensors, safetensors_header
 
 _log = logging.getLogger(__name__)
 
@@ -57,14 +60,48 @@ def read_checkpoint(path: Path, weights_set: str | None = None, own: Collection[
     if not path.is_file():
         raise WeightsError(f"weight file {path} does not exist" if not path.exists() else f"weight file {path} is not a file")
     if _is_safetensors(path):
-        sets: dict[str, tuple[str, Mapping[str, Any]]] = {"plain": ("", _read_safetensors(path))}
+        sets: dict[str, tuple[str, Mapping[str, Any]]] = {"plain": ("", read_safetensors(path))}
     else:
         sets = _sets(_read_torch(path))
     if not sets:
         raise WeightsError(
             f"weight file {path} holds no state dict: save model.state_dict(), alone or under {' or '.join(map(repr, _PLAIN_UNDER[:3]))}"
         )
-    return _under_its_own_names(dict(_choose(path, sets, weights_set)), path, own)
+    tensors = dict(_choose(path, sets, weights_set))
+    _check_tensors(path, tensors)
+    return _under_its_own_names(tensors, path, own)
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises WeightsError for what is no plain tensor, or larger than the numbers that the file holds for it: a copy would fill the memory."""
+    size = path.stat().st_size
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise WeightsError(f"weight file {path}: {name} is no plain tensor (its layout is {tensor.layout}, its device {tensor.device})")
+        reason = beyond(MAX_BYTES, f"{name} has bytes beyond those of the file:", tensor.numel() * tensor.element_size() - size)
+        if reason is not None:
+            raise WeightsError(f"weight file {path}: {reason}")
+
+
+def check_archive(path: Path) -> None:
+    """Looks at the directory and the checksums of what `torch.save` wrote, before it is unpickled; a bare pickle has neither.
+
+    Raises ArchiveError where they do not hold. PyTorch can be told to write no checksums (`set_crc32_options`): where that of the pickle and
+    of the tensors alike is another one, none is taken for it.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != ZIP_MAGIC:
+            return
+        directory = read_directory(file)
+        whole = {name: directory.holds(name, directory.read(file, name)) for name in directory.records}
+    wrong = [name for name, holds in whole.items() if not holds]
+    computed = any(holds for name, holds in whole.items() if _holds_content(name))
+    if wrong and computed:
+        raise ArchiveError(f"record {wrong[0]} does not have its checksum")
+
+
+def _holds_content(name: str) -> bool:
+    return name == "data.pkl" or name.startswith("data/")
 
 
 def within(tensors: Mapping[str, Tensor], own: Collection[str], what: str) -> dict[str, Tensor]:
@@ -99,6 +136,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     if not _is_safetensors(path):
         return {}
     try:
+        safetensors_header(path)
         with safe_open(path, framework="pt", device="cpu") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError, ValueError):
@@ -122,8 +160,10 @@ def _is_pickled(start: bytes) -> bool:
     return start.startswith((b"PK\x03\x04", b"\x80"))
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file as it names them. Raises WeightsError for a damaged one."""
     try:
+        safetensors_header(path)
         with safe_open(path, framework="pt", device="cpu") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- it is not a dict
     except (SafetensorError, OSError, ValueError) as error:
@@ -136,9 +176,12 @@ def _read_torch(path: Path) -> Any:
         looks = f"it begins with {start[:16]!r}" if start else "it is empty"
         raise WeightsError(f"weight file {path} is truncated or damaged: {looks}, as neither safetensors nor a PyTorch checkpoint does")
     try:
+        check_archive(path)
         # The open file, not the path, whose ending torch.load would go by. Its warning is about TorchScript; the error below says it.
         with path.open("rb") as file, warnings.catch_warnings(action="ignore"), _plain_data_allowed():
             return torch.load(file, map_location="cpu", weights_only=True)
+    except ArchiveError as error:
+        raise WeightsError(f"weight file {path} is truncated or damaged: {error}") from error
     except Exception as error:  # a damaged pickle can raise anything
         text = str(error)
         if "TorchScript" in text:
@@ -214,8 +257,3 @@ def _under_its_own_names(tensors: dict[str, Tensor], path: Path, own: Collection
 def _has_no_own_name(tensors: Mapping[str, Tensor], own: Collection[str]) -> bool:
     """Whether no tensor has a name of the module itself yet."""
     return not any(key in tensors for key in own)
-
-
-def first_line(error: BaseException) -> str:
-    """The class of an error and the first line of its text."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".removesuffix(": ")

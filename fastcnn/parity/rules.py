@@ -112,9 +112,13 @@ class ParityReport:
     def summary(self) -> str:
         """The report in one line."""
         figures = (
-            f"relative error {self.relative_error:.2g} (bound {self.tolerance:.2g}{_because(self.dtype, self.eager_error)}), "
-            f"largest difference {self.max_abs_error:.2g}, "
-            f"top-1 agreement {self.top1_agreement:.0%}, {self.dtype}, batch {', '.join(map(str, self.batch_sizes))}"
+            "not run"
+            if not self.rows
+            else (
+                f"relative error {self.relative_error:.2g} (bound {self.tolerance:.2g}{_because(self.dtype, self.eager_error)}), "
+                f"largest difference {self.max_abs_error:.2g}, "
+                f"top-1 agreement {self.top1_agreement:.0%}, {self.dtype}, batch {', '.join(map(str, self.batch_sizes))}"
+            )
         )
         where = f" in {' and '.join(self.runtimes)}" if self.runtimes else ""
         where += "".join(f"; {note}" for note in self.notes)
@@ -129,8 +133,11 @@ class ParityReport:
     def require(self, what: str) -> None:
         """Raises ParityError, with the largest difference, unless the report passed."""
         if not self.passed:
+            reasons = "; ".join(self.failures)
+            if not self.rows:
+                raise ParityError(f"{what} does not compute what its reference computes: {reasons}", self)
             raise ParityError(
-                f"{what} does not compute what its reference computes: {'; '.join(self.failures)} "
+                f"{what} does not compute what its reference computes: {reasons} "
                 f"(largest difference {self.max_abs_error:.3g}, relative error {self.relative_error:.3g}, "
                 f"bound {self.tolerance:.3g}{_because(self.dtype, self.eager_error)})",
                 self,

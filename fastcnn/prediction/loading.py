@@ -144,12 +144,9 @@ def _of_exported(
         raise FileFormatError(
             f"{path} was not exported by fastcnn, and a {made_as} file of others does not say what it takes: export it as ONNX or .pt2"
         )
-    try:
-        entry, format_ = metadata["input"], metadata["format"]
-        name, shape, dtype = metadata["model"]["name"], entry["shape"], entry.get("dtype", "float32")
-        in_file, output = entry.get("preprocessing_in_file", "none"), metadata["outputs"][0]["name"]
-    except (KeyError, TypeError, IndexError) as error:
-        raise FileFormatError(f"{path} has damaged metadata: {type(error).__name__}: {error}") from error
+    entry, format_ = metadata["input"], metadata["format"]
+    name, shape, dtype = metadata["model"]["name"], entry["shape"], entry.get("dtype", "float32")
+    in_file, output = entry.get("preprocessing_in_file", "none"), metadata["outputs"][0]["name"]
     wanted = agreed(str(path), preprocessing_of(metadata), preprocessing)
     left_out = metadata.get("left_out", {})
     if backend in left_out:
@@ -171,6 +168,9 @@ def _of_exported(
             f"{path} takes {opened.dtype or dtype}, but its description says {predictor.input_dtype}: the two do not belong together"
         )
     sizes = opened.shape if opened.shape is not None else [size if isinstance(size, int) else None for size in shape]
+    if sizes[0] != predictor.batch_size:
+        said, found = (f"batches of {size}" if size else "any batch" for size in (predictor.batch_size, sizes[0]))
+        raise FileFormatError(f"{path} takes {found}, but its description says {said}: the two do not belong together")
     check_shape(str(path), sizes[1:], predictor.input_shape)
     return predictor
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 
 import onnx
@@ -73,3 +74,27 @@ def test_our_own_other_files_are_named(cli, tmp_path):
         assert result.exit_code == 2
         assert result.stderr.count("\n") == 1
         assert said in result.stderr
+
+
+def test_an_attestation(cli, tmp_path):
+    assert cli("export", "simple_cnn", "--onnx", "--attest").exit_code == 0
+    file, attestation = tmp_path / "simple_cnn.onnx", tmp_path / "simple_cnn.onnx.intoto.json"
+    said = json.loads(attestation.read_text())
+    assert said["_type"] == "https://in-toto.io/Statement/v1"
+    assert said["subject"] == [{"name": file.name, "digest": {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}}]
+    assert {"parity", "runtimes", "data", "processor", "versions"} <= set(said["predicate"])
+    good = cli("verify", file, "--attestation", attestation)
+    assert good.exit_code == 0, good.stderr
+    assert "who wrote it is for a signature to say" in " ".join(good.stdout.split())
+    said["predicate"]["parity"]["onnxruntime"]["relative_error"] = 0.0
+    attestation.write_text(json.dumps(said))
+    edited = cli("verify", file, "--attestation", attestation)
+    assert edited.exit_code == 1
+    assert "says something else than the file of its parity" in edited.stderr
+    said["subject"][0]["digest"]["sha256"] = "0" * 64
+    attestation.write_text(json.dumps(said))
+    assert "the attestation is of another file" in cli("verify", file, "--attestation", attestation).stderr
+    for text in ("[]", "{}", "[" * 100_000, '{"_type": "https://in-toto.io/Statement/v1", "predicateType": 3}'):
+        attestation.write_text(text)
+        refused = cli("verify", file, "--attestation", attestation)
+        assert (refused.exit_code, "is no in-toto statement" in refused.stderr) == (2, True)

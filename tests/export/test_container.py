@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zipfile
 from pathlib import Path
@@ -34,10 +35,8 @@ def test_onnx_metadata_is_appended_to_the_checked_bytes(tmp_path: Path) -> None:
     container.write(tmp_path / "plain.onnx")
     container.write(tmp_path / "described.onnx", {"model": "é"})
     assert (tmp_path / "described.onnx").read_bytes().startswith((tmp_path / "plain.onnx").read_bytes())
-    read, metadata = read_container(tmp_path / "described.onnx")
-    assert read == container
-    assert metadata == {"model": "é"}
-    assert onnx.load(tmp_path / "described.onnx").metadata_props[0].key == "fastcnn"
+    (entry,) = onnx.load(tmp_path / "described.onnx").metadata_props
+    assert (entry.key, json.loads(entry.value)) == ("fastcnn", {"model": "é"})
 
 
 def test_onnx_digests_tell_weights_from_graph() -> None:
@@ -103,7 +102,7 @@ def test_a_file_cut_anywhere_is_refused(exported: tuple[str, Path], tmp_path: Pa
 
 def test_damaged_metadata(exported: tuple[str, Path], tmp_path: Path) -> None:
     format_, path = exported
-    for text in ("{", "[1]"):
+    for text in ("{", "[1]", "[" * 100_000):
         damaged = tmp_path / f"damaged{path.suffix}"
         if format_ == "onnx":
             model = onnx.load(path)
@@ -111,5 +110,5 @@ def test_damaged_metadata(exported: tuple[str, Path], tmp_path: Path) -> None:
             onnx.save(model, damaged)
         else:
             rewrite_archive(path, damaged, lambda name, data, text=text: text.encode() if name.endswith("extra/fastcnn") else data)
-        with pytest.raises(FileFormatError, match="damaged metadata"):
+        with pytest.raises(FileFormatError, match=r"has damaged metadata: |is damaged: description: an object was expected, not "):
             read_container(damaged)

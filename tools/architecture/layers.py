@@ -53,7 +53,10 @@ LAYERS: tuple[Layer, ...] = (
         (
             Room(
                 "ground",
-                _ours("errors", "files", "cores", "precision", "pictures", "preprocessing", "target", "text", "weight_files", "_version"),
+                _ours(
+                    *("errors", "files", "limits", "archives", "owners", "cores", "precision", "pictures", "preprocessing", "target", "text"),
+                    *("weight_files", "_version"),
+                ),
                 "what every room may use",
             ),
         ),
