@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.errors import RequestError, UnknownNameError, WeightsError
-from fastcnn.models.checkpoints import first_line, read_checkpoint
+from fastcnn.models.checkpoints import read_checkpoint
 from fastcnn.models.foreign import Found, described_by_timm
 from fastcnn.models.lineage import published_twin
 from fastcnn.models.random_weights import SETTLED, settle
@@ -21,6 +21,7 @@ from fastcnn.models.request import ModelRequest
 from fastcnn.models.sources import Kind, ModelText
 from fastcnn.models.weights import WeightSource, fill, weights_name
 from fastcnn.preprocessing import Preprocessing
+from fastcnn.text import first_line
 
 _log = logging.getLogger(__name__)
 
