@@ -152,7 +152,7 @@ def test_what_auto_measured_stays_with_the_module_that_it_returned(monkeypatch):
     """Backends with the same passes are made from one graph."""
     built = []
     build = optimization.Builder.build
-    monkeypatch.setattr(optimization.Builder, "build", lambda self, engine: built.append(build(self, engine)) or built[-1])
+    monkeypatch.setattr(optimization.Builder, "build", lambda self, engine, **how: built.append(build(self, engine, **how)) or built[-1])
     _times(monkeypatch, torch=1.0)
     module = fastcnn.optimize(_model(), IMAGE)
 

@@ -279,7 +279,7 @@ def test_int8_rows_beside_float32_ones(bench: Command, tmp_path: Path) -> None:
     for name in here:
         assert exact["relative_error"] < 1e-5 < rows[name]["relative_error"] < 0.1
         assert rows[name]["agreement"] > 0.9
-    assert "agreement" in result.stdout
+    assert "agree" in result.stdout  # a narrow terminal cuts the head of the column
 
 
 @pytest.mark.parametrize("options", [["--precision", "int8"], ["--calibration", "pictures.npy"]])
