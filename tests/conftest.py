@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fresh_processes import running_them_forked
+from fresh_processes import starting_them_forked
 from slow_tests import pytest_addoption, pytest_collection_modifyitems, pytest_terminal_summary  # noqa: F401
 
 
@@ -27,8 +27,10 @@ def shared_dir() -> Path:
 def _fresh_processes_are_forked() -> Iterator[None]:
     """See fresh_processes.py; where there is no fork they are started as ever."""
     with pytest.MonkeyPatch.context() as patch:
-        if hasattr(os, "fork") and sys.platform == "linux":
-            patch.setattr(subprocess, "run", running_them_forked(subprocess.run))
+        if sys.platform == "linux":
+            # The module's own name for it: everybody else starts processes as ever.
+            forking = types.SimpleNamespace(**{**vars(subprocess), "Popen": starting_them_forked(subprocess.Popen)})
+            patch.setattr("fastcnn.export.runtimes.subprocess", forking)
         yield
 
 

@@ -12,11 +12,13 @@ from export_networks import EXPORTERS, SUFFIX
 _SCRIPT = """
 import subprocess
 import sys
+import types
 sys.path.insert(0, sys.argv[1])
 from export_networks import EXPORTERS, SUFFIX, example, small
-from fresh_processes import running_them_forked
+from fastcnn.export import runtimes
+from fresh_processes import starting_them_forked
 if sys.argv[2] == "forked":
-    subprocess.run = running_them_forked(subprocess.run)
+    runtimes.subprocess = types.SimpleNamespace(**{**vars(subprocess), "Popen": starting_them_forked(subprocess.Popen)})
 for folder in sys.argv[3:]:
     for format_, export in EXPORTERS.items():
         export(small(), f"{folder}/model{SUFFIX[format_]}", example(), labels=list("abcd"))
