@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcnn.errors import FileFormatError
+from fastcnn.limits import inflate
 
 COUNT = 2
 # Cells per side of the mosaic: enough detail for every layer to respond, few enough to compress well.
@@ -132,7 +133,7 @@ def decode(data: dict[str, Any]) -> GoldenPair:
     """
     try:
         source = data["input"]
-        levels = np.frombuffer(_inflate(base64.b64decode(source["data"]), math.prod(source["shape"])), dtype=np.uint8).reshape(source["shape"])
+        levels = np.frombuffer(inflate(base64.b64decode(source["data"]), math.prod(source["shape"])), dtype=np.uint8).reshape(source["shape"])
         outputs = [
             [np.frombuffer(base64.b64decode(out["data"]), dtype="<f8").reshape(out["shape"]) for out in batch["outputs"]] for batch in data["batches"]
         ]
@@ -143,14 +144,5 @@ def decode(data: dict[str, Any]) -> GoldenPair:
             float(data["tolerance"]),
             str(data["dtype"]),
         )
-    except (KeyError, TypeError, ValueError, zlib.error) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"the golden pair stored in the file is damaged: {type(error).__name__}: {error}") from error
-
-
-def _inflate(data: bytes, size: int) -> bytes:
-    """The `size` bytes that zlib packed. Raises ValueError where it were more or fewer: what comes after them is not made."""
-    inflater = zlib.decompressobj()
-    found = inflater.decompress(data, size + 1)
-    if len(found) != size or not inflater.eof or inflater.unused_data:
-        raise ValueError(f"its pictures are not of {size:,} bytes")
-    return found

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from fastcnn.limits import MAX_BYTES, MAX_RECORDS, beyond
+from fastcnn.limits import MAX_BYTES, MAX_RECORDS, beyond, inflate
 
 ZIP_MAGIC = b"PK\x03\x04"
 STORED, DEFLATED = 0, 8
@@ -79,7 +79,10 @@ class Directory:
         file.seek(start)
         data = file.read(record.packed)
         if record.method == DEFLATED:
-            data = _inflate(name, data, record.size)
+            try:
+                data = inflate(data, record.size, raw=True)
+            except ValueError as error:
+                raise ArchiveError(f"record {name} is damaged: {error}") from error
         return data
 
     def holds(self, name: str, data: bytes) -> bool:
@@ -193,15 +196,3 @@ def _wide(extra: bytes, path: str, *values: int) -> tuple[int, ...]:
             if len(found) == len(values):
                 return tuple(found)
     raise ArchiveError(f"record {path} lacks its size")
-
-
-def _inflate(name: str, data: bytes, size: int) -> bytes:
-    """`size` bytes at most: what comes after them is not made."""
-    inflater = zlib.decompressobj(-15)
-    try:
-        found = inflater.decompress(data, size + 1)
-    except zlib.error as error:
-        raise ArchiveError(f"record {name} cannot be unpacked: {error}") from error
-    if len(found) != size:
-        raise ArchiveError(f"record {name} is not of the size that the directory says")
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from typing import Any
 
 from fastcnn.errors import RequestError
@@ -42,6 +43,21 @@ def check_json_length(length: int) -> None:
     reason = beyond(MAX_BYTES, "bytes of its description, decoded, would be", length * _JSON_GROWTH)
     if reason is not None:
         raise ValueError(reason)
+
+
+def inflate(data: bytes, size: int, *, raw: bool = False) -> bytes:
+    """The `size` bytes that zlib packed, `raw` without its header as in a zip archive. What would come after them is not made.
+
+    Raises ValueError where it cannot be unpacked, or gives more bytes or fewer.
+    """
+    inflater = zlib.decompressobj(-15 if raw else 15)
+    try:
+        found = inflater.decompress(data, size + 1)
+    except zlib.error as error:
+        raise ValueError(f"it cannot be unpacked: {error}") from error
+    if len(found) != size or (not raw and (not inflater.eof or inflater.unused_data)):
+        raise ValueError(f"it does not unpack to {size:,} bytes")
+    return found
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import json
 import logging
 import math
 import sys
 import traceback
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,12 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fastcnn.archives import read_directory
 from fastcnn.errors import FileFormatError, RequestError
+from fastcnn.limits import parse_json
 from fastcnn.models.arguments import parse_arguments
 from fastcnn.models.preprocessing_of import preprocessing_of
 from fastcnn.models.request import ModelRequest
 from fastcnn.models.sources import ModelText
 from fastcnn.preprocessing import INTERPOLATIONS, Preprocessing
+from fastcnn.text import first_line
 
 _log = logging.getLogger(__name__)
 
@@ -114,11 +115,12 @@ def program(text: ModelText, request: ModelRequest) -> Found:
     """
     path = Path(text.name)
     try:
+        described = _described(path)
         with warnings.catch_warnings(action="ignore"):
             exported = torch.export.load(path)
             module = exported.module(check_guards=False)
     except Exception as error:  # a damaged archive can raise anything
-        raise FileFormatError(f"{path} is no program of torch.export: {_reason(error)}") from error
+        raise FileFormatError(f"{path} is no program of torch.export: {first_line(error)}") from error
     inputs = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder" and node.name in exported.graph_signature.user_inputs]
     if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].dim() < 1:
         raise RequestError(f"{path} takes {len(inputs)} inputs; a model on the command line takes one tensor with the batch first")
@@ -126,7 +128,7 @@ def program(text: ModelText, request: ModelRequest) -> Found:
     if isinstance(batch, int):
         _log.info("%s was exported for a batch of %d alone: its operations are taken for any batch", path.name, batch)
     size = tuple(sizes) if all(isinstance(one, int) for one in sizes) else None
-    return Found(_Program(module, exported.call_spec.out_spec), {}, size, _described(path), f"of {path.name}")
+    return Found(_Program(module, exported.call_spec.out_spec), {}, size, described, f"of {path.name}")
 
 
 class _Program(nn.Module):
@@ -176,10 +178,10 @@ def _unit_range(known: Preprocessing) -> Preprocessing:
 
 
 def _described(path: Path) -> Preprocessing | None:
-    """Of a file that fastcnn exported and that takes normalised pictures, the preprocessing that it describes."""
-    with zipfile.ZipFile(path) as archive:
-        name = next((name for name in archive.namelist() if name.endswith("extra/fastcnn")), None)
-        metadata = {} if name is None else json.loads(archive.read(name))
+    """Of a file that fastcnn exported and that takes normalised pictures, the preprocessing that it describes. Raises ValueError for no archive."""
+    with path.open("rb") as file:
+        directory = read_directory(file)
+        metadata = parse_json(directory.read(file, "extra/fastcnn")) if "extra/fastcnn" in directory.records else {}
     entry = metadata.get("input") or {}
     return preprocessing_of(metadata) if entry.get("preprocessing_in_file") == "none" else None
 
@@ -210,7 +212,7 @@ def _call(build: Callable[..., Any], options: Mapping[str, Any], who: str) -> nn
     try:
         model = build(**options)
     except Exception as error:  # somebody's code can raise anything
-        raise RequestError(f"{who} failed{_given(options)}: {_reason(error)}{_place(error)}") from error
+        raise RequestError(f"{who} failed{_given(options)}: {first_line(error)}{_place(error)}") from error
     if not isinstance(model, nn.Module):
         raise RequestError(f"{who} makes a {type(model).__name__}: a torch.nn.Module was expected")
     return model
@@ -232,16 +234,12 @@ def _import(text: ModelText) -> ModuleType:
         sys.modules.setdefault(path.stem, module)  # dataclasses and pickles look a class's module up
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # somebody's code can raise anything
-        raise RequestError(f"{text.where} cannot be imported: {_reason(error)}{_place(error)}") from error
+        raise RequestError(f"{text.where} cannot be imported: {first_line(error)}{_place(error)}") from error
     return module
 
 
 def _given(options: Mapping[str, Any]) -> str:
     return f" with {', '.join(f'{name}={value!r}' for name, value in options.items())}" if options else ""
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".removesuffix(": ")
 
 
 def _place(error: BaseException) -> str:

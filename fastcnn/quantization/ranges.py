@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 from fastcnn.errors import FileFormatError, RequestError
 from fastcnn.files import write_text
 from fastcnn.graph.ir import CapturedGraph
+from fastcnn.limits import MAX_BYTES, beyond, inflate, parse_json
 from fastcnn.preprocessing import Preprocessing
 from fastcnn.quantization.edges import find_edges
 from fastcnn.quantization.histogram import Histogram, grid_of, scale_of
@@ -60,8 +62,12 @@ class Levels:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Levels:
-        """The inverse of `to_dict`."""
-        levels = np.frombuffer(zlib.decompress(base64.b64decode(data["data"])), dtype=np.uint8).reshape(data["shape"])
+        """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError for anything else, or for more than `fastcnn.limits` allow."""
+        size = math.prod(data["shape"])
+        reason = beyond(MAX_BYTES, "the bytes of its pictures are", size)
+        if reason is not None:
+            raise ValueError(reason)
+        levels = np.frombuffer(inflate(base64.b64decode(data["data"]), size), dtype=np.uint8).reshape(data["shape"])
         return cls(levels, float(data["scale"]), float(data["offset"]))
 
 
@@ -107,7 +113,7 @@ class Ranges:
     def load(cls, path: Path) -> Ranges:
         """Reads what `save` wrote. Raises FileFormatError for anything else, RequestError where there is no such file."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = parse_json(path.read_bytes())
             if data["format"] != _FORMAT:
                 raise FileFormatError(f"{path} has format {data['format']}, this version reads format {_FORMAT}: calibrate again")
             grids = {
@@ -124,7 +130,7 @@ class Ranges:
             )
         except OSError as error:
             raise RequestError(f"ranges {path} cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, FileFormatError):
                 raise
             raise FileFormatError(f"{path} holds no ranges of a calibration: {type(error).__name__}: {error}") from error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
+import json
+import zlib
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ from fastcnn.quantization.correction import correct_biases, output_means
 from fastcnn.quantization.edges import find_edges
 from fastcnn.quantization.gate import joined, judge
 from fastcnn.quantization.histogram import Histogram, grid_of, scale_of
-from fastcnn.quantization.quantize import quantize, quantized, round_weight
+from fastcnn.quantization.quantize import quantize, quantized, round_weight, round_weights
 from fastcnn.quantization.ranges import Ranges, calibrate
 from fastcnn.quantization.request import Limits
 from fastcnn.quantization.samples import draw
@@ -183,7 +186,7 @@ def test_weights_lose_at_most_what_their_bits_allow(bits: int) -> None:
 def test_the_sensitivity_of_a_layer_is_about_what_it_does_alone(graph: CapturedGraph, ranges: Ranges, expected: Expected) -> None:
     scheme = Scheme(weight_bits=7)
     names = [layer.name for layer in find_edges(graph).layers]
-    rows = {row.layer: row for row in sensitivities(graph, ranges.of(scheme), scheme, ranges.held_out.values())}
+    rows = {row.layer: row for row in sensitivities(graph, ranges.of(scheme), scheme, round_weights(graph, scheme), ranges.held_out.values())}
     assert list(rows) != names
     assert set(rows) == set(names)
     for name in ("stem", "body", "head"):
@@ -240,3 +243,13 @@ def test_the_gate_says_what_broke_it() -> None:
     assert "output shapes" in judge([truth[0][:, :3]], truth, Limits(), runtime="r").reason
     moved = judge([truth[0] + 1], truth, Limits(0.99), runtime="r")
     assert moved.largest_change == pytest.approx(0, abs=1e-12), "a shift of all logits moves no probability"
+
+
+def test_pictures_in_a_ranges_file_unpack_to_what_it_says_and_no_further(ranges: Ranges, tmp_path: Path) -> None:
+    path = tmp_path / "ranges.json"
+    ranges.save(path)
+    data = json.loads(path.read_text())
+    data["held_out"]["data"] = base64.b64encode(zlib.compress(bytes(1 << 24), 9)).decode()
+    path.write_text(json.dumps(data))
+    with pytest.raises(FileFormatError, match=r"ranges\.json holds no ranges of a calibration: ValueError: it does not unpack to"):
+        Ranges.load(path)
