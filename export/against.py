@@ -19,6 +19,7 @@ from fastcnn.export.description import read_any
 from fastcnn.export.inspection import inspect_onnx
 from fastcnn.export.runtimes import open_file, runtimes_for
 from fastcnn.parity import Expected, Outputs, ParityReport, compare, expect, make_pictures
+from fastcnn.parity.rules import softmax
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def verify_against(
     batches = [np.ascontiguousarray(pictures[start:stop].numpy().astype(taken.dtype)) for start, stop in slices]
     results, failures = _run(path, format_, batches)
     if isinstance(reference, Path):
-        bound = tolerance or (_BOTH_IN_FLOAT32 if taken.precision == torch.float32 else tolerance)
+        bound = _BOTH_IN_FLOAT32 if tolerance is None and taken.precision == torch.float32 else tolerance
         expected = _expected_of_file(reference, [batch.astype(np.float32) for batch in batches], slices, taken.precision)
     else:
         bound, expected = tolerance, expect(reference, pictures, slices, dtype=taken.precision)
@@ -168,8 +169,8 @@ def _as_the_file_gives_it(path: Path, name: str, outputs: Sequence[Outputs] | No
     if not (_are_probabilities(given[0]) and not _are_probabilities(wanted[0])):
         return expected
     note = f"{path.name} gives probabilities: its outputs are held against the softmax of {name}'s"
-    soft = [[_softmax(run[0]), *run[1:]] for run in expected.reference]
-    eager = None if expected.eager is None else tuple([_softmax(run[0]), *run[1:]] for run in expected.eager)
+    soft = [[softmax(run[0]), *run[1:]] for run in expected.reference]
+    eager = None if expected.eager is None else tuple([softmax(run[0]), *run[1:]] for run in expected.eager)
     return Expected(expected.dtype, expected.slices, tuple(soft), eager, expected.independent, expected.ordinary, (*expected.notes, note))
 
 
@@ -202,11 +203,6 @@ def _name(reference: nn.Module) -> str:
 
 def _are_probabilities(values: NDArray[np.float64]) -> bool:
     return values.ndim == 2 and bool((values >= 0).all() and np.allclose(values.sum(axis=1), 1, atol=1e-2))
-
-
-def _softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    exponentials = np.exp(values - values.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def _by(array: NDArray) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastcnn.errors import RequestError
 from fastcnn.export.check import FileCheck, picture_sets, run_checks
-from fastcnn.export.container import Container, sha256_of_file
+from fastcnn.export.container import Container
 from fastcnn.export.formats import ONNX, PT2, TORCHSCRIPT
 from fastcnn.export.lowering import default_output_names, finish
 from fastcnn.export.metadata import Evidence, build_metadata
@@ -33,7 +33,7 @@ from fastcnn.export.options import (
 from fastcnn.export.pixel_input import PixelInput, normalize_in_graph, preprocessing_in, take_pixels
 from fastcnn.export.quantized import QuantizedGraph, judge_file, quantize_graph
 from fastcnn.export.report import ExportReport
-from fastcnn.files import check_target, replacing
+from fastcnn.files import check_target, replacing, sha256_of_file
 from fastcnn.graph.capture import capture
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.passes import INT8_PASSES, STANDARD_PASSES, run_passes
@@ -219,9 +219,9 @@ def export_file(
     folding = captured if front is None or front.normalize else normalize_in_graph(captured, front.preprocessing)
     graph, passes = run_passes(folding, STANDARD_PASSES if options.int8 is None else INT8_PASSES)
     say(f"lower to {options.format.title}")
-    made = None
+    made, weights_sha256 = None, _weights_sha256(model)
     if options.int8 is not None:
-        made = quantize_graph(_reference(model), graph, options, known, _weights_sha256(model), say)
+        made = quantize_graph(_reference(model), graph, options, known, weights_sha256, say)
         graph, passes = made.quantized.graph, (*passes, made.quantized.report)
     finished = finish(graph, options.precision, options.softmax)
     if front is not None:
@@ -242,7 +242,7 @@ def export_file(
             output_names=names,
             opset=container.opset,
             preprocessing=known,
-            weights_sha256=_weights_sha256(model),
+            weights_sha256=weights_sha256,
             passes=passes,
             reports=checked.reports,
             left_out=checked.left_out,

@@ -84,10 +84,6 @@ def _text(field: str, value: Any) -> None:
     _expect(isinstance(value, str), field, value, "text")
 
 
-def _flag(field: str, value: Any) -> None:
-    _expect(isinstance(value, bool), field, value, "true or false")
-
-
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 

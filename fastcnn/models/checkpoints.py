@@ -60,7 +60,7 @@ def read_checkpoint(path: Path, weights_set: str | None = None, own: Collection[
     if not path.is_file():
         raise WeightsError(f"weight file {path} does not exist" if not path.exists() else f"weight file {path} is not a file")
     if _is_safetensors(path):
-        sets: dict[str, tuple[str, Mapping[str, Any]]] = {"plain": ("", read_safetensors(path))}
+        sets: dict[str, tuple[str, Mapping[str, Any]]] = {"plain": ("", _read_safetensors(path))}
     else:
         sets = _sets(_read_torch(path))
     if not sets:
@@ -160,7 +160,7 @@ def _is_pickled(start: bytes) -> bool:
     return start.startswith((b"PK\x03\x04", b"\x80"))
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file as it names them. Raises WeightsError for a damaged one."""
     try:
         safetensors_header(path)

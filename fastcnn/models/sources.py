@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -98,14 +99,6 @@ def read_model_text(text: str) -> ModelText:
     return ModelText(own, Kind.own, own)
 
 
-def model_kind(text: str) -> Kind | None:
-    """The kind of a MODEL; None where it is none."""
-    try:
-        return read_model_text(text).kind
-    except RequestError:
-        return None
-
-
 def unknown_model(name: str) -> UnknownNameError:
     """The error for a name that is none of ours: it looks at the libraries' names too, and gives the prefix to type."""
     near = [f"{library}:{one}" for library in _LIBRARIES for one in library_names(library) if same_letters(name, one)]
@@ -117,13 +110,14 @@ def unknown_model(name: str) -> UnknownNameError:
     return UnknownNameError("model", name, list_models(), hint=hint, near=near)
 
 
-def library_names(library: str) -> list[str]:
+@functools.cache
+def library_names(library: str) -> tuple[str, ...]:
     """The classifiers of torchvision or timm, read from its source, since importing it takes seconds; none where it is not installed."""
     spec = importlib.util.find_spec(library)
     if spec is None or spec.origin is None:
-        return []
+        return ()
     files = sorted(Path(spec.origin).with_name("models").glob("*.py"))
-    return [name for file in files for name in _REGISTERED.findall(file.read_text(encoding="utf-8"))]
+    return tuple(name for file in files for name in _REGISTERED.findall(file.read_text(encoding="utf-8")))
 
 
 def _spelled_by(library: Kind, name: str) -> str:

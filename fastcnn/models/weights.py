@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fastcnn.errors import RequestError, UnknownNameError, WeightsError
 from fastcnn.limits import parse_json
-from fastcnn.models.checkpoints import read_checkpoint, read_metadata, read_safetensors, within
+from fastcnn.models.checkpoints import read_checkpoint, read_metadata, within
 from fastcnn.models.fit import check_fit
 from fastcnn.models.lineage import input_statistics, published_twin, with_transform_input
 from fastcnn.models.registry import ModelInfo, ModelSpec, model_spec
@@ -93,7 +93,7 @@ def open_weights(model: str | None, source: str | os.PathLike[str], weights_set:
     tensors = read_checkpoint(path, weights_set, own)
     origin = f"shipped: {source}" if shipped is not None else f"file: {path.name}"
     description = describe_weights(path)
-    _check_digests(path, description)
+    _check_digests(path, description, tensors)
     if description:
         options = dict(description.get("options") or {}) if description.get("model") == model else {}
         classes = tuple(description.get("classes") or ()) or None
@@ -197,14 +197,14 @@ def description_digests(description: Mapping[str, Any], tensors: Mapping[str, Te
     return {"weights": state_dict_sha256(tensors), "description": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _check_digests(path: Path, description: Mapping[str, Any]) -> None:
+def _check_digests(path: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Raises WeightsError where the file says what it was, and is something else, or says it without a digest. Files of others say nothing."""
     if not description:
         return
     stored = description.get("digests")
     if stored is None:
         raise WeightsError(f"weight file {path} is damaged, or of an earlier build: its description has no digests; train again, or strip it")
-    found = description_digests(description, read_safetensors(path))
+    found = description_digests(description, tensors)
     changed = [part for part in found if not isinstance(stored, Mapping) or stored.get(part) != found[part]]
     if changed:
         raise WeightsError(f"weight file {path} is damaged: its {' and '.join(changed)} changed since it was written (SHA-256)")

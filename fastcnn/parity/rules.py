@@ -264,6 +264,13 @@ def _compare_batch(outputs: Outputs, wanted: _Wanted, tolerance: float | None, r
     return BatchParity(runtime, wanted.batch_size, relative, limit, largest, agreement, decisive, "; ".join(reasons), eager_error)
 
 
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logits [N, classes, …] as probabilities of the classes."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities
+
+
 def relative_error(output: NDArray[np.float64], truth: NDArray[np.float64], finite: NDArray[np.bool_]) -> float:
     """Relative L2 error over the `finite` positions; the absolute one where the reference is zero."""
     error, norm = float(np.linalg.norm(output[finite] - truth[finite])), float(np.linalg.norm(truth[finite]))

@@ -86,7 +86,7 @@ def build(
     holds = _holds(made.judgement, limits)
     if table or not holds:
         say("sensitivity of each layer")
-        rows += sensitivities(captured, grids, scheme, pictures[:PICTURES])
+        rows += sensitivities(captured, grids, scheme, weights, pictures[:PICTURES])
     if holds:
         return replace(made, sensitivity=tuple(rows))
     return _relaxed(attempt, made.judgement, rows, limits, captured.info["name"])

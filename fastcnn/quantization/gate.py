@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcnn.parity.rules import BatchParity, Outputs, relative_error
+from fastcnn.parity.rules import BatchParity, Outputs, relative_error, softmax
 from fastcnn.quantization.request import Limits
 
 # A runtime that computes what the graph says is as far from the reference as eager PyTorch is, but for ties that it rounds otherwise; one that
@@ -51,10 +50,6 @@ class Judgement:
             self.runtime, self.pictures, self.relative_error, limits.max_error, self.max_abs_error, self.top1_agreement, self.pictures, self.reason
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
-
 
 def judge(outputs: Outputs, reference: Outputs, limits: Limits, *, runtime: str, probabilities: bool = False) -> Judgement:
     """Hold the outputs of all pictures, the batch first, against the reference's.
@@ -88,15 +83,9 @@ def _classes(output: NDArray[np.float64], truth: NDArray[np.float64], probabilit
         return np.ones(len(truth), bool), np.zeros(len(truth))
     best = truth.argmax(axis=1, keepdims=True)
     same = output.argmax(axis=1, keepdims=True) == best
-    before, after = (values if probabilities else _softmax(values) for values in (truth, output))
+    before, after = (values if probabilities else softmax(values) for values in (truth, output))
     moved = np.abs(np.take_along_axis(after, best, axis=1) - np.take_along_axis(before, best, axis=1))
     return same.reshape(-1), moved.reshape(-1)
-
-
-def _softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    exponentials = np.exp(values - values.max(axis=1, keepdims=True))
-    result: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return result
 
 
 def joined(batches: Sequence[Outputs]) -> Outputs:

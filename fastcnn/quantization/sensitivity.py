@@ -7,16 +7,16 @@ same table for a hundred times the work.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fastcnn.graph.ir import CapturedGraph, aten
+from fastcnn.graph.ir import CapturedGraph
 from fastcnn.quantization.edges import Edges, Layer, find_edges
-from fastcnn.quantization.quantize import round_weight
+from fastcnn.quantization.quantize import RoundedWeight
 from fastcnn.quantization.scheme import Grid, Scheme
 
 _PROJECTIONS = 8
@@ -48,11 +48,14 @@ class Sensitivity:
         return asdict(self)
 
 
-def sensitivities(captured: CapturedGraph, grids: Mapping[str, Grid], scheme: Scheme, pictures: Tensor) -> list[Sensitivity]:
+def sensitivities(
+    captured: CapturedGraph, grids: Mapping[str, Grid], scheme: Scheme, weights: Mapping[str, RoundedWeight], pictures: Tensor
+) -> list[Sensitivity]:
     """Every layer, the one that hurts most first.
 
     Args:
         captured: the float graph that `quantize` takes.
+        weights: what `round_weights` made of its layers.
         pictures: [N, …] float32, a few.
     """
     graph = captured.copy()
@@ -63,7 +66,7 @@ def sensitivities(captured: CapturedGraph, grids: Mapping[str, Grid], scheme: Sc
     kept = recorder.kept
     changes = {("value", node.name): _rounded(kept[node.name].detach(), grids[node.name], scheme) - kept[node.name].detach() for node in edges.values}
     for layer in edges.layers:
-        changes["layer", layer.name] = _weight_change(graph, layer, kept, scheme)
+        changes["layer", layer.name] = _weight_change(graph, layer, kept, weights[layer.name])
     places = {("value", node.name): kept[node.name] for node in edges.values} | {
         ("layer", layer.name): kept[layer.node.name] for layer in edges.layers
     }
@@ -89,9 +92,9 @@ def _rounded(values: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
     return (((values / grid.scale).round() + grid.zero_point).clamp(low, high) - grid.zero_point) * grid.scale
 
 
-def _weight_change(graph: CapturedGraph, layer: Layer, kept: Mapping[str, Tensor], scheme: Scheme) -> Tensor:
+def _weight_change(graph: CapturedGraph, layer: Layer, kept: Mapping[str, Tensor], rounded: RoundedWeight) -> Tensor:
     weight = graph.constant(layer.weight)
-    integers, scales = round_weight(weight, scheme)
+    integers, scales = rounded
     change = (integers.double() * scales.reshape(-1, *[1] * (weight.dim() - 1)) - weight).float()
     source = kept.get(layer.input.name)
     if source is None:  # not rounded: with one pixel per picture the change of the weights hardly matters, and the input was not kept
@@ -120,9 +123,9 @@ def _effects(output: Tensor, places: Mapping[tuple[str, str], Tensor], changes: 
 
 def _table(edges: Edges, squares: Mapping[tuple[str, str], float], power: float) -> list[Sensitivity]:
     activations = dict.fromkeys((layer.name for layer in edges.layers), 0.0)
-    by_node = {layer.node: layer.name for layer in edges.layers}
+    by_node, groups = {layer.node: layer.name for layer in edges.layers}, edges.groups()
     for value in edges.values:
-        if _on_grid_already(edges, value):
+        if _on_grid_already(groups, value):
             continue
         layers = _layers_behind(edges, value, by_node)
         for name in layers:
@@ -134,11 +137,10 @@ def _table(edges: Edges, squares: Mapping[tuple[str, str], float], power: float)
     return sorted(rows, key=lambda row: -row.square)
 
 
-def _on_grid_already(edges: Edges, value: fx.Node) -> bool:
+def _on_grid_already(groups: Sequence[Sequence[fx.Node]], value: fx.Node) -> bool:
     """A concat of rounded values, or the largest of them, loses nothing more on the same grid."""
-    together = next(group for group in edges.groups() if value in group)
-    sources = [source for source in value.all_input_nodes if source in together]
-    return bool(sources) and all(value.target is aten.cat.default or source in together for source in sources)
+    together = next(group for group in groups if value in group)
+    return any(source in together for source in value.all_input_nodes)
 
 
 def _layers_behind(edges: Edges, value: fx.Node, by_node: Mapping[fx.Node, str]) -> list[str]:
