@@ -24,8 +24,14 @@ SUFFIX = ".intoto.json"
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _PREDICATE = "urn:fastcnn:parity:v1"
 
+# What a file was checked on.
+_PICTURES = {
+    "int8": "pictures of the calibration that were kept apart, of which the file stores some",
+    "other": "two mosaics of hashed cells, stored in the file, and seeded noise in the range of the example",
+}
+
 # Sections of a file's description that the statement repeats.
-_REPEATED = ("model", "format", "precision", "input", "runtimes", "left_out", "parity", "versions")
+_REPEATED = ("model", "format", "precision", "quantization", "input", "runtimes", "left_out", "parity", "versions")
 
 
 def attestation_path(path: Path) -> Path:
@@ -44,7 +50,7 @@ def statement(report: ExportReport) -> dict[str, Any]:
         "predicate": {
             **_repeated(report.metadata),
             "data": {
-                "pictures": "two mosaics of hashed cells, stored in the file, and seeded noise in the range of the example",
+                "pictures": _PICTURES["int8" if report.metadata["precision"] == "int8" else "other"],
                 "golden_sha256": _golden_sha256(report.metadata),
                 "batch_sizes": list(report.parity.batch_sizes),
             },

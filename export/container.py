@@ -153,9 +153,3 @@ def _sha256_of(entries: Iterable[tuple[str, bytes]] | Sequence[tuple[str, bytes]
         digest.update(f"{name}\0{len(data)}\0".encode())
         digest.update(data)
     return digest.hexdigest()
-
-
-def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -123,7 +123,7 @@ def _describe(error: BaseException) -> str:
 def _name_nodes(graph: onnx.GraphProto, captured: CapturedGraph) -> None:
     """Names such as `Mixed_5b.branch1x1.conv/Conv`: the module's path and the operator.
 
-    The exporter traces the graph anew and numbers its calls per operation (conv2d, conv2d_1, …) in our order: the number finds the path.
+    Calls are numbered per operation (conv2d, conv2d_1, …) in our order, by our program as by a trace of the graph: the number finds the path.
     """
     paths: dict[str, list[str]] = {}
     for call in captured.calls():

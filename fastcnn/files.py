@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -88,6 +89,12 @@ def _write_failure(error: Exception, folder: Path) -> str | None:
     return "PyTorch could not write all of it; is the disk full?" if "inline_container.cc" in text else None
 
 
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_text(path: Path, text: str) -> None:
     """A UTF-8 file with plain line ends, whole or not at all. Raises RequestError if it cannot be written."""
     with replacing(path) as draft:
@@ -120,12 +127,6 @@ def check_target(path: Path, force: bool, option: str = "") -> Path:
     except OSError as error:
         raise RequestError(f"{path} cannot be written: {folder}: {error.strerror}") from error
     return path
-
-
-def remove_drafts(folder: Path) -> None:
-    """Removes what a killed process left of `replacing` in a folder that no other process is writing to."""
-    for draft in folder.glob(f".*{_DRAFT}*"):
-        _remove(draft)
 
 
 _tidied: set[Path] = set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ from fastcnn.cli.options import (
     say_random,
 )
 from fastcnn.errors import RequestError
-from fastcnn.files import check_target, replacing
+from fastcnn.files import check_target, replacing, sha256_of_file
 from fastcnn.precision import Precision
 
 if TYPE_CHECKING:
@@ -44,7 +43,8 @@ def optimize(
     weights: Weights = None,
     seed: Seed = None,
     backend: Annotated[
-        str, typer.Option(metavar="NAME", help="torch, onnxruntime, openvino or triton; auto measures those that can run and keeps the fastest.")
+        str,
+        typer.Option(metavar="NAME", help="torch, onnxruntime, openvino, ncnn or triton; auto measures what can run and keeps the fastest."),
     ] = "auto",
     precision: Annotated[
         Precision, typer.Option(case_sensitive=False, help="What weights are rounded to and the module computes in.")
@@ -108,7 +108,7 @@ def _to_dict(fast: OptimizedModule, report: ParityReport, path: Path, slim: bool
     return {
         "path": path,
         "bytes": path.stat().st_size,
-        "sha256": _sha256(path),
+        "sha256": sha256_of_file(path),
         "backend": fast.backend,
         "slim": slim,
         "input_shape": fast.source.graph.input_shape,
@@ -132,14 +132,9 @@ def _print(fast: OptimizedModule, report: ParityReport, path: Path, seconds: flo
             "input": f"{output.shape(graph.input_shape)} {str(fast.dtype).removeprefix('torch.')}",
             "file": path,
             "size": f"{path.stat().st_size:,} bytes",
-            "sha256": _sha256(path),
+            "sha256": sha256_of_file(path),
             "time": f"{seconds:.1f} s, the check included",
             "next": f"fastcnn predict {shlex.quote(str(path))} PICTURE",
             "or": f"fastcnn.load({str(path)!r}) in Python",
         }
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -82,7 +82,7 @@ def verify(
 
 def _attested(file: Path, attestation: Path) -> list[str]:
     from fastcnn.export.attestation import check_attestation
-    from fastcnn.export.container import sha256_of_file
+    from fastcnn.files import sha256_of_file
 
     return check_attestation(file, attestation, sha256_of_file(file))
 

@@ -12,7 +12,6 @@ import torch
 from fastcnn.data.datasets import has_part, hold_out, open_dataset
 from fastcnn.data.pictures import Pictures
 from fastcnn.errors import RequestError
-from fastcnn.files import remove_drafts
 from fastcnn.models import create_model, create_untrained_model, model_spec
 from fastcnn.preprocessing import Preprocessing
 from fastcnn.training.recipe import Recipe
@@ -80,7 +79,6 @@ def train(
     elif info.options["num_classes"] != count:
         raise RequestError(f"{parts.train.name} has {count} classes, and the weights {weights} another number of them")
     folder.mkdir(parents=True, exist_ok=True)
-    remove_drafts(folder)
     device = torch.device(settings.device)
     trainer = Trainer(network, recipe, parts, dataset, folder, device=device, autocast=settings.autocast, workers=settings.workers)
     if settings.resume:
