@@ -51,7 +51,7 @@ typecheck: $(INSTALLED) ## mypy on the package as a wheel installs it
 pytest: $(INSTALLED) ## The tests, without those that need a GPU; the ten slowest are named
 	$(PYTEST) --durations=10 $(PYTEST_ARGS)
 
-quick: lint ## A verdict in under two minutes: lint, and the tests without those that measured slow
+quick: lint ## A verdict in a few minutes: lint, and the tests without those that measured slow
 	$(PYTEST) --quick $(PYTEST_ARGS)
 
 durations: $(INSTALLED) ## Measure all tests and note which ones make quick leaves out (on an idle machine)

@@ -14,7 +14,7 @@ import pytest
 from safetensors import SafetensorError
 
 from fastcnn.errors import ParityError, RequestError
-from fastcnn.files import check_target, remove_drafts, replacing, write_text
+from fastcnn.files import check_target, replacing, write_text
 
 
 def test_appears_whole(tmp_path):
@@ -108,13 +108,6 @@ print([path.name for path in Path().iterdir()])
     assert [line.partition(" cannot be written: ")[0] for line in lines] == ["a.bin", "a.safetensors", "a.pt"], done.stdout
     assert ".part" not in done.stdout
     assert left == "[]"
-
-
-def test_drafts_of_a_killed_process(tmp_path):
-    (tmp_path / ".a.x1y2.part.txt").touch()
-    (tmp_path / "part.txt").touch()
-    remove_drafts(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["part.txt"]
 
 
 def test_a_target_is_checked_before_the_work(tmp_path):

@@ -1,27 +1,22 @@
-"""cuDNN's graph API: a stand-in for the package computes what it is told of on CPU memory; where the package is
-installed, it is asked too."""
+"""cuDNN's graph API: a stand-in for the package computes what it is told of on CPU memory; see
+test_cudnn_graph_installed.py for the package itself."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
-import enum
-import json
 import subprocess
 import sys
 import threading
 import types
-import zlib
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from fastcnn.engines.triton.choices import ChoiceStore
 from fastcnn.engines.triton.implementations import cudnn_graph
-from fastcnn.engines.triton.implementations.cudnn_graph import ConvGraph, CudnnGraphConvolution, layout_of
+from fastcnn.engines.triton.implementations.cudnn_graph import CudnnGraphConvolution, layout_of
 from fastcnn.engines.triton.implementations.table import BY_NAME
 from fastcnn.engines.triton.options import TritonOptions
 from fastcnn.engines.triton.problem import ConvOperands, ConvProblem
@@ -31,131 +26,12 @@ from fastcnn.errors import BackendError
 
 from ..problems import CPU, step_of, weights_of
 from ..problems import PROBLEM as ANY_PROBLEM
+from .cudnn_stand_in import DataType, Mode, Note, make_module
 
 CUDA = torch.device("cuda", 0)
 PROBLEM = dataclasses.replace(
     ANY_PROBLEM, dtype=torch.float16, in_channels=8, out_channels=16, in_pitch=24, pieces=(16,), out_pitches=(40,), concats=()
 )
-TORCH_TYPES = {"HALF": torch.float16, "BFLOAT16": torch.bfloat16, "FLOAT": torch.float32}
-
-DataType = enum.Enum("DataType", list(TORCH_TYPES))
-Mode = enum.Enum("Mode", ["A", "B", "FALLBACK"])
-Note = enum.Enum("Note", ["TENSOR_CORE", "DOWN_CONVERT_INPUTS", "NONDETERMINISTIC"])
-
-
-class NotSupportedError(Exception):
-    pass
-
-
-class FakeTensor:
-    def __init__(self, **attributes):
-        self.__dict__.update(attributes)
-
-    def __getattr__(self, name):
-        if not name.startswith("set_"):
-            raise AttributeError(name)
-        return lambda value: (setattr(self, name.removeprefix("set_"), value), self)[1]
-
-
-class FakeGraph:
-    """Records what it is told; `execute` does it, in float32, on the memory at the addresses."""
-
-    def __init__(self, module, handle=None, **types_):
-        self.module, self.handle, self.types = module, handle, types_
-        self.tensors, self.operations, self.settings, self.built = {}, [], {}, None
-        module.graphs.append(self)
-
-    def tensor(self, name, uid, dim, stride, data_type):
-        self.tensors[name] = FakeTensor(uid=uid, dim=dim, stride=stride, data_type=data_type)
-        return self.tensors[name]
-
-    def _operation(self, name, **attributes):
-        self.operations.append((name, attributes))
-        self.tensors["y"] = FakeTensor()
-        return self.tensors["y"]
-
-    def conv_fprop(self, image, weight, padding, stride, dilation, compute_data_type, name):
-        return self._operation("conv_fprop", padding=padding, stride=stride, dilation=dilation)
-
-    def add(self, a, b, compute_data_type, name):
-        return self._operation("add", of=next(name for name, tensor in self.tensors.items() if tensor is b))
-
-    def relu(self, input, compute_data_type, name):
-        return self._operation("relu")
-
-    def validate(self):
-        assert self.tensors["y"].output
-
-    def build_operation_graph(self): ...
-
-    def create_execution_plans(self, modes):
-        self.settings["modes"] = modes
-
-    def deselect_numeric_notes(self, notes):
-        self.settings["notes"] = notes
-
-    def deselect_workspace_greater_than(self, size):
-        self.settings["workspace"] = size
-
-    def get_execution_plan_count(self):
-        return self.module.plans
-
-    def build_plan_at_index(self, index):
-        assert 0 <= index < self.module.plans
-        self.module.builds.append(index)
-        if index in self.module.broken:
-            raise NotSupportedError(f"plan {index} does not compile\nmore")
-        self.built = index
-
-    def get_workspace_size(self):
-        return 64
-
-    def serialize(self):
-        if not self.module.serialises:
-            raise RuntimeError("not serialisable")
-        tensors = {name: {**vars(tensor), "data_type": tensor.data_type.name} for name, tensor in self.tensors.items()}
-        return list(json.dumps([tensors, self.operations, self.built]).encode())
-
-    def deserialize(self, handle, data):
-        tensors, self.operations, self.built = json.loads(bytes(data))
-        self.tensors = {name: FakeTensor(**{**tensor, "data_type": DataType[tensor["data_type"]]}) for name, tensor in tensors.items()}
-
-    def _memory(self, name, addresses):
-        tensor = self.tensors[name]
-        dtype = TORCH_TYPES[tensor.data_type.name]
-        span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.dim, tensor.stride, strict=True))
-        address = addresses[tensor.uid]
-        assert address % 16 == 0
-        flat = torch.frombuffer((ctypes.c_uint8 * (span * dtype.itemsize)).from_address(address), dtype=dtype)
-        return flat.as_strided(tensor.dim, tensor.stride)
-
-    def execute(self, addresses, workspace, handle):
-        assert self.built is not None
-        assert workspace.numel() == 64
-        assert self.module.streams[handle] == 7
-        for name, attributes in self.operations:
-            if name == "conv_fprop":
-                x, weight = (self._memory(name, addresses).float() for name in ("x", "weight"))
-                y = F.conv2d(x, weight, None, attributes["stride"], attributes["padding"], attributes["dilation"])
-            elif name == "add":
-                y = y + self._memory(attributes["of"], addresses).float()
-            else:
-                y = y.relu()
-        self._memory("y", addresses).copy_(y)
-
-
-def make_module(version="1.32.0"):
-    module = types.ModuleType("cudnn")
-    module.__version__ = version
-    module.data_type, module.heur_mode, module.numerical_note = DataType, Mode, Note
-    module.cudnnGraphNotSupportedError = NotSupportedError
-    module.graphs, module.builds, module.broken, module.streams = [], [], set(), {}
-    module.plans, module.serialises = 4, True
-    module.backend_version = lambda: 92600
-    module.create_handle = object
-    module.set_stream = lambda handle, stream: module.streams.__setitem__(handle, stream)
-    module.pygraph = lambda **arguments: FakeGraph(module, **arguments)
-    return module
 
 
 @pytest.fixture(autouse=True)
@@ -406,104 +282,3 @@ def test_it_is_imported_when_it_is_used():
     code = "import sys, fastcnn.engines.triton.implementations.table; print('cudnn' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
-
-
-H100 = {
-    "deviceName": "H100",
-    "cudaDeviceId": 0,
-    "deviceVer": 900,
-    "driverVer": 13000,
-    "multiProcessorCount": 132,
-    "regsPerBlock": 65536,
-    "warpSize": 32,
-    "maxSharedMemoryPerBlock": 49152,
-    "maxSharedMemoryPerBlockOptin": 232448,
-    "reservedSharedMemoryPerBlock": 1024,
-    "oversizedSharedMemoryPerBlock": 0,
-    "maxRegistersPerSM": 65536,
-    "maxCtasPerSM": 32,
-    "maxThreadsPerBlock": 1024,
-    "maxThreadsPerSM": 2048,
-    "pciDeviceId": 0,
-    "isTccDriver": 0,
-    "supportCoopLaunch": 1,
-    "totalGlobalMem": 80 << 30,
-    "smClockRateKHz": 1980000,
-    "memClockRateKHz": 2619000,
-    "l2CacheSize": 50 << 20,
-    "maxGridSize": [2147483647, 65535, 65535],
-    "maxBlockSize": [1024, 1024, 64],
-}
-
-
-@pytest.fixture
-def installed():
-    """The package itself and a GPU that it may plan for without having it."""
-    module = pytest.importorskip("cudnn", reason="nvidia-cudnn-frontend is not installed")
-    try:
-        return module, module.create_device_properties(json.dumps(H100))
-    except RuntimeError as error:
-        pytest.skip(f"this cuDNN cannot plan for a GPU that is not there: {error}")
-
-
-def graph_of(dtype: str, *, residual: bool = False, relu: bool = True, tf32: bool = False) -> ConvGraph:
-    x, y = layout_of(torch.empty(2, 17, 17, 64).permute(0, 3, 1, 2)[:, :32]), layout_of(torch.empty(2, 17, 17, 96).permute(0, 3, 1, 2)[:, 8:40])
-    other = layout_of(torch.empty(2, 32, 17, 17).to(memory_format=torch.channels_last))
-    return ConvGraph(dtype, x, (32, 32, 1, 7), other if residual else None, y, (1, 1), (0, 3), (1, 1), relu, tf32)
-
-
-@pytest.mark.parametrize("dtype", TORCH_TYPES)
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("relu", [False, True])
-def test_the_package_takes_the_graph(installed, dtype, residual, relu):
-    module, gpu = installed
-    graph = graph_of(dtype, residual=residual, relu=relu).describe(module, device_property=gpu)
-
-    graph.validate()
-    graph.build_operation_graph()
-    assert all(hasattr(module.numerical_note, note.name) for note in Note)
-
-
-def test_the_package_plans_and_keeps_the_plan(installed, tmp_path):
-    module, gpu = installed
-    file = tmp_path / "folder" / "one.plan"
-    plan = graph_of("FLOAT").plan(module, 0, device_property=gpu)  # precompiled: needs no driver
-    cudnn_graph._write(plan, file)
-
-    assert 0 <= plan.get_workspace_size() <= 64 << 20
-    assert [entry.name for entry in file.parent.iterdir()] == ["one.plan"]
-    if tuple(map(int, module.__version__.split(".")[:2])) >= (1, 30):  # that reads plans without a GPU
-        again = module.pygraph(device_property=gpu)
-        again.deserialize(list(zlib.decompress(file.read_bytes())))
-        assert again.get_workspace_size() == plan.get_workspace_size()
-
-
-def test_the_package_says_why_there_is_no_plan(installed):
-    module, gpu = installed
-    with pytest.raises(BackendError, match="no plan for HALF"):
-        dataclasses.replace(graph_of("HALF"), weight=(32, 31, 1, 7)).plan(module, 0, device_property=gpu)
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("residual", [False, True])
-def test_on_a_gpu(tmp_path, monkeypatch, dtype, residual):
-    """In a slice, launched by itself and from a CUDA graph, by a plan that was built and one that was read."""
-    pytest.importorskip("cudnn", reason="nvidia-cudnn-frontend is not installed")
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path))
-    problem = dataclasses.replace(PROBLEM, dtype=dtype, residual=residual, in_channels=32, in_pitch=96)
-    step = step_of(problem)
-    step.weight, step.bias = step.weight.to(CUDA), step.bias.to(CUDA)
-    trial = Trial(problem, step, CUDA)
-    (destination,) = trial.operands.destinations
-
-    for implementation in (CudnnGraphConvolution(), CudnnGraphConvolution()):
-        assert trial.check(implementation, (0,)) is None
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            trial.run(implementation, (0,))
-        destination.zero_()
-        graph.replay()
-        torch.testing.assert_close(destination.float(), trial.expected, rtol=3e-2, atol=3e-2)
