@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from fresh_processes import starting_them_forked
 from slow_tests import pytest_addoption, pytest_collection_modifyitems, pytest_terminal_summary  # noqa: F401
+from torchlib import make_table_once
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +33,11 @@ def _fresh_processes_are_forked() -> Iterator[None]:
             forking = types.SimpleNamespace(**{**vars(subprocess), "Popen": starting_them_forked(subprocess.Popen)})
             patch.setattr("fastcnn.export.runtimes.subprocess", forking)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _the_exporters_table_is_made_once() -> None:
+    make_table_once()
 
 
 _SS_DISABLE = 2

@@ -4,6 +4,7 @@ PyTorch is; and as a file that its runtimes compute rightly at batches 1, 2 and 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -82,7 +83,8 @@ def check(builder: Builder, backends: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in list_models()])
-def test_every_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="fastcnn.export")
     x = pictures(name)
     builder = Builder(network(name), x, check=False)
     is_relative = any(fnmatch(name, pattern) for pattern in RELATIVES)
@@ -90,6 +92,7 @@ def test_every_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(exporter, "capture", lambda model, example: builder.captured)
     report = export_onnx(builder.model, tmp_path / "model.onnx", x[:1])
+    assert "is traced again" not in caplog.text
     assert report.parity.passed
     assert not report.left_out
     assert report.parity.batch_sizes == (1, 2, 5)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from fuzz.network import Network, pictures
 from torch import Tensor, nn
+from torchlib import make_table_once
 
 from fastcnn.engines import get_engine
 from fastcnn.errors import CaptureError, FastcnnError, ParityError
@@ -153,10 +154,7 @@ def prepare_process() -> None:
     """One thread, no warnings; and the exporter's table of operations, which it makes from source in every export, once."""
     torch.set_num_threads(1)
     logging.getLogger("fastcnn").setLevel(logging.ERROR)
-    from torch.onnx._internal.exporter import _registration
-
-    table = functools.cache(_registration.ONNXRegistry.from_torchlib)
-    _registration.ONNXRegistry.from_torchlib = staticmethod(table)  # type: ignore[assignment]
+    make_table_once()
 
 
 class Bundle(nn.Module):
