@@ -151,4 +151,5 @@ app.command("verify", short_help="Check an exported file again.", epilog=example
 app.add_typer(bench_commands, name="bench", short_help="Time models beside other runtimes.")
 app.command("train", short_help="Train a model on a dataset.", epilog=examples("train"))(train)
 app.command("evaluate", short_help="Count right answers on a dataset.", epilog=examples("evaluate"))(evaluate)
+app.command("version", hidden=True, help="Print the version: the word that other tools have for --version.")(lambda: _print_version(wanted=True))
 app.command("env", short_help="Show versions, devices and runtimes.", epilog=examples("env"))(env)

@@ -14,6 +14,7 @@ from fastcnn.cli.exit_codes import CHECK_FAILED
 from fastcnn.cli.options import (
     DataFolder,
     Dataset,
+    Device,
     Download,
     Force,
     ImageSize,
@@ -78,6 +79,7 @@ def evaluate(
         str | None,
         typer.Option(metavar="NAME", help="What runs a source that names none itself.  [default: a model runs as it is, a file in its runtime]"),
     ] = None,
+    device: Annotated[Device, typer.Option(case_sensitive=False, help="Where models run.")] = Device.cpu,
     compare: Annotated[
         tuple[str, str] | None, typer.Option(metavar="A B", help="Evaluate these two, and count the pictures on which they disagree.")
     ] = None,
@@ -132,7 +134,7 @@ def evaluate(
     results: dict[str, Evaluation] = {}
     for name in names:
         with output.working(f"loading {name}"):
-            predictor = load_candidate(name, backend=backend, request=requests.get(name))
+            predictor = load_candidate(name, backend=backend, request=requests.get(name), device=device.value)
             if predictor.has_random_weights:
                 output.note(f"{name} has seeded random weights (seed {seed or 0}); --weights gives it trained ones")
             if predictor.preprocessing not in opened:

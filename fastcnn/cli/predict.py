@@ -12,6 +12,7 @@ import typer
 from fastcnn.cli import output
 from fastcnn.cli.exit_codes import CHECK_FAILED
 from fastcnn.cli.options import (
+    Device,
     Force,
     ImageSize,
     InputShape,
@@ -68,6 +69,7 @@ def predict(
             help="Of a model: torch (the default), onnxruntime, openvino, ncnn, auto or reference; of ONNX: onnxruntime (the default) or openvino.",
         ),
     ] = None,
+    device: Annotated[Device, typer.Option(case_sensitive=False, help="Where a model runs.")] = Device.cpu,
     top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Classes to show of each picture.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures that run at once.")] = 16,
     workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads that decode pictures.  [default: one a core]")] = None,
@@ -103,7 +105,7 @@ def predict(
         input_shape=input_shape,
     )
     with output.working(f"loading {model}"):
-        predictor = _load(request, backend, labels, preprocessing)
+        predictor = _load(request, backend, device, labels, preprocessing)
 
     from fastcnn.prediction.answer_file import write_failures
     from fastcnn.prediction.run import Answer
@@ -141,13 +143,14 @@ def _check_options(as_json: bool, out: Path | None, resume: bool) -> None:
         raise RequestError("--resume goes on with a file: name it with --output")
 
 
-def _load(request: ModelRequest | str, backend: str | None, labels: Path | None, preprocessing: Path | None) -> Predictor:
+def _load(request: ModelRequest | str, backend: str | None, device: Device, labels: Path | None, preprocessing: Path | None) -> Predictor:
     from fastcnn.export.options import read_labels
     from fastcnn.prediction.loading import load_predictor
 
     predictor = load_predictor(
         request,
         backend=backend,
+        device=device.value,
         preprocessing=None if preprocessing is None else read_preprocessing(preprocessing),
         categories=None if labels is None else read_labels(labels),
     )

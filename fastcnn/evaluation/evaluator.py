@@ -55,7 +55,13 @@ class Evaluation:
 
 
 def load_candidate(
-    source: str, *, weights: str | None = None, seed: int = 0, backend: str | None = None, request: ModelRequest | None = None
+    source: str,
+    *,
+    weights: str | None = None,
+    seed: int = 0,
+    backend: str | None = None,
+    request: ModelRequest | None = None,
+    device: str | None = None,
 ) -> Predictor:
     """Makes ready what is to be evaluated.
 
@@ -64,13 +70,14 @@ def load_candidate(
         weights, seed: of models, as in `load_predictor`; files hold their own.
         request: the model that `source` names, with all its options, in place of `weights` and `seed`.
         backend: as in `load_predictor`; a reference model runs as it is by default, a file in its own runtime.
+        device: as in `load_predictor`.
 
     Raises what `load_predictor` raises.
     """
     name, own = split_backend(source)
     if is_model(name):
-        return load_predictor(request or ModelRequest(name, weights, seed), backend=own or backend or "reference")
-    return load_predictor(name, backend=own or backend or ("reference" if _holds_weights(name) else None))
+        return load_predictor(request or ModelRequest(name, weights, seed), backend=own or backend or "reference", device=device)
+    return load_predictor(name, backend=own or backend or ("reference" if _holds_weights(name) else None), device=device)
 
 
 def split_backend(source: str) -> tuple[str, str | None]:

@@ -38,6 +38,7 @@ def load_predictor(
     preprocessing: Preprocessing | None = None,
     categories: Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    device: str | None = None,
 ) -> Predictor:
     """Make ready whatever can predict.
 
@@ -51,15 +52,17 @@ def load_predictor(
         preprocessing: in place of the source's own; for files and modules that have none.
         categories: names of the classes, in place of the source's own.
         options: further keywords of `create_model`, where the source is the name of a reference model.
+        device: where a model, or a file of `fastcnn.save`, shall run, as in "cuda" or "cuda:1": by default on the CPU, and a module where it is.
+            Exported files run on the CPU.
 
     Raises:
-        RequestError: no such file or model, an option that does not apply, or a source that does not say how pictures become its input.
+        RequestError: no such file, model or device, an option that does not apply, or a source that does not say how pictures become its input.
         FileFormatError: a file that fastcnn did not write, or a damaged one.
     """
     if isinstance(source, str) and source.partition(":")[1] and not Path(source).exists():
         source = ModelRequest(source, weights, seed)
     if isinstance(source, ModelRequest):
-        return _of_request(source, backend, preprocessing, categories)
+        return _of_request(source, backend, preprocessing, categories, device)
     named = isinstance(source, (str, Path)) and not _is_path(Path(source))
     if options and not named:
         what = source if isinstance(source, (str, Path)) else type(source).__name__
@@ -67,7 +70,7 @@ def load_predictor(
     if not isinstance(source, (str, Path)):
         from fastcnn.prediction.modules import of_module
 
-        return of_module(source, backend, preprocessing, categories)
+        return of_module(source, backend, preprocessing, categories, device)
     path = Path(source)
     if not named:
         if weights is not None:
@@ -77,7 +80,8 @@ def load_predictor(
         if path.suffix == ".safetensors" or is_safetensors(path):
             from fastcnn.prediction.modules import of_saved
 
-            return of_saved(path, backend, preprocessing, categories)
+            return of_saved(path, backend, preprocessing, categories, device)
+        _require_cpu(path, device)
         return _of_exported(path, backend, preprocessing, categories)
 
     from fastcnn.models import create_model, model_spec
@@ -85,7 +89,7 @@ def load_predictor(
     model_spec(str(source))  # a name that is none is told before PyTorch is imported
     from fastcnn.prediction.modules import of_module
 
-    return of_module(create_model(str(source), weights, seed=seed, **(options or {})), backend, preprocessing, categories)
+    return of_module(create_model(str(source), weights, seed=seed, **(options or {})), backend, preprocessing, categories, device)
 
 
 def _is_path(path: Path) -> bool:
@@ -93,9 +97,17 @@ def _is_path(path: Path) -> bool:
     return path.is_file() or path.suffix in _SUFFIXES or len(path.parts) > 1
 
 
-def _of_request(request: ModelRequest, backend: str | None, preprocessing: Preprocessing | None, categories: Sequence[str] | None) -> Predictor:
+def _require_cpu(path: Path, device: str | None) -> None:
+    if device is not None and not device.startswith("cpu"):
+        raise RequestError(f"{path} runs on the CPU, not on {device}: give the model that it was made from, or a file of `fastcnn optimize`")
+
+
+def _of_request(
+    request: ModelRequest, backend: str | None, preprocessing: Preprocessing | None, categories: Sequence[str] | None, device: str | None = None
+) -> Predictor:
     kind = request.read().kind
     if kind is Kind.onnx:
+        _require_cpu(Path(request.model), device)
         return _of_exported(Path(request.model), backend, preprocessing, categories, request.input_shape)
     from fastcnn.models.opening import open_model
     from fastcnn.prediction.modules import of_module
@@ -103,7 +115,7 @@ def _of_request(request: ModelRequest, backend: str | None, preprocessing: Prepr
     model = open_model(request)
     info: Any = model.fastcnn_info
     known = preprocessing or info.preprocessing or _assumed(info.name, info.input_size)
-    return of_module(model, backend, known, categories)
+    return of_module(model, backend, known, categories, device)
 
 
 def _assumed(name: str, size: Sequence[int | None]) -> Preprocessing | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,22 @@ from fastcnn.models.preprocessing_of import preprocessing_of
 from fastcnn.optimized_module import OptimizedModule
 from fastcnn.prediction.predictor import Predictor, agreed, check_shape, class_names
 from fastcnn.preprocessing import Preprocessing
+from fastcnn.saving import check_device
 
 
-def of_saved(path: Path, backend: str | None, preprocessing: Preprocessing | None, categories: Sequence[str] | None) -> Predictor:
+def of_saved(
+    path: Path, backend: str | None, preprocessing: Preprocessing | None, categories: Sequence[str] | None, device: str | None = None
+) -> Predictor:
     """A module that `fastcnn.save` wrote, or the model of a checkpoint that `fastcnn train` wrote. Errors as in `load_predictor`."""
-    return of_module(_load(path, backend), backend, preprocessing, categories)
+    return of_module(_load(path, backend, device), backend, preprocessing, categories, device)
 
 
-def of_module(module: nn.Module, backend: str | None, preprocessing: Preprocessing | None, categories: Sequence[str] | None) -> Predictor:
+def of_module(
+    module: nn.Module, backend: str | None, preprocessing: Preprocessing | None, categories: Sequence[str] | None, device: str | None = None
+) -> Predictor:
     """A module as it is, optimized first unless `backend` is "reference". Arguments and errors as in `load_predictor`."""
+    if device is not None and check_device(device) != _device(module):
+        module = copy.deepcopy(module).to(device)
     info: Any = module.info if isinstance(module, OptimizedModule) else getattr(module, "fastcnn_info", None)
     info = info if isinstance(info, dict) else vars(info) if info is not None else {}
     name = str(info.get("name") or type(module).__name__.lower())
@@ -56,12 +64,12 @@ def _device(module: nn.Module) -> torch.device:
     return next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
 
 
-def _load(path: Path, backend: str | None) -> nn.Module:
+def _load(path: Path, backend: str | None, device: str | None) -> nn.Module:
     from fastcnn.models import create_model
     from fastcnn.models.weights import describe_weights
     from fastcnn.saving import load
 
     model = describe_weights(path).get("model")
     if isinstance(model, str):
-        return create_model(model, path)
-    return load(path, backend=backend)
+        return create_model(model, path)  # its caller moves it
+    return load(path, backend=backend, device=device or "cpu")

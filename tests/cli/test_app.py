@@ -61,7 +61,7 @@ def test_every_command_has_help(cli, command):
     assert "--json" in result.stdout
 
 
-@pytest.mark.parametrize("flag", ["--version", "-V"])
+@pytest.mark.parametrize("flag", ["--version", "-V", "version"])
 def test_version(cli, flag):
     assert cli(flag).stdout == f"fastcnn {fastcnn.__version__}\n"
 

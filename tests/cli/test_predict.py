@@ -208,3 +208,12 @@ def test_existing_files_are_kept_unless_forced(cli, tmp_path):
         assert mine.read_text() == "mine\n"
     assert cli("predict", *MODEL, "pictures", "--output", "a.jsonl", "--force").exit_code == 0
     assert len(answers(mine.read_text())) == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a CUDA device")
+@pytest.mark.parametrize("command", [("predict", "simple_cnn", "pictures"), ("evaluate", "simple_cnn", "--dataset", "mnist", "--data", "pictures")])
+def test_a_device_that_is_not_there_is_told(cli, tmp_path, command):
+    write_pictures(tmp_path / "pictures", 1)
+    result = cli(*command, "--device", "cuda")
+    assert result.exit_code == 2
+    assert "PyTorch finds no CUDA device here" in result.stderr

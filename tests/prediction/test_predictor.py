@@ -186,3 +186,23 @@ def test_options_of_a_model(tmp_path):
         load_predictor(create_model("simple_cnn"), options={"num_classes": 4})
     with pytest.raises(RequestError, match=r"num_classes cannot be chosen here: .*m\.onnx is a finished model"):
         load_predictor(tmp_path / "m.onnx", options={"num_classes": 4})
+
+
+def test_a_module_runs_on_the_device_asked_for_and_stays_where_it_is(model: nn.Module) -> None:
+    predictor = load_predictor(model, backend="reference", device="meta")
+    with pytest.raises(NotImplementedError, match="meta"):  # the answers of that device hold no data to bring back
+        predictor.run([predictor.prepare(DIGIT)])
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_answers_on_a_gpu_are_those_of_the_cpu(backend: str, model: nn.Module) -> None:
+    predictor = load_predictor(model, backend=backend, device="cuda")
+    np.testing.assert_allclose(predictor.run([predictor.prepare(DIGIT)]), expected(model), rtol=1e-4, atol=1e-5)
+
+
+def test_an_exported_file_is_for_the_cpu(exported: tuple[str, str, Path]) -> None:
+    with pytest.raises(RequestError, match=r"runs on the CPU, not on cuda: give the model that it was made from"):
+        load_predictor(exported[2], device="cuda")
+    assert load_predictor(exported[2], device="cpu").name == "simple_cnn"
