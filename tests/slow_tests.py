@@ -13,7 +13,7 @@ import pytest
 
 LIST = Path(__file__).with_name("slow_tests.txt")
 # Of a test function, on one core: of its cases in the mean, and together.
-MEAN_SECONDS, TOTAL_SECONDS = 1.0, 5.0
+MEAN_SECONDS, TOTAL_SECONDS = 0.5, 3.0
 
 
 def function_of(node_id: str) -> str:

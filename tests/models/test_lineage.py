@@ -83,7 +83,7 @@ def test_predicted_and_exported_the_answers_are_the_same(tmp_path, trained, phot
     np.testing.assert_allclose(filed.run([filed.prepare(picture) for picture in photographs]), expected, rtol=0, atol=tolerance)
     model = create_model("inception_v3", path)
     for preprocess in ("none", "normalize", "resize"):
-        export_onnx(model, tmp_path / f"{preprocess}.onnx", torch.rand(1, 3, 299, 299), preprocess=preprocess)
+        export_onnx(model, tmp_path / f"{preprocess}.onnx", torch.rand(1, 3, 299, 299), preprocess=preprocess, batch_size=1)
         exported = load_predictor(tmp_path / f"{preprocess}.onnx")
         outputs = exported.run([exported.prepare(picture) for picture in photographs])
         assert (outputs.argmax(1) == expected.argmax(1)).all()

@@ -113,9 +113,9 @@ def test_training_outputs_with_auxiliary_heads(name, options, size):
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg11_bn", "resnet18", "densenet121", "squeezenet1_0"])
 def test_training_outputs(name):
-    twin = randomize_weights(torchvision.models.get_model(name, weights=None, num_classes=5))
-    ours = create_model(name, num_classes=5)
-    ours.load_state_dict(twin.state_dict(), strict=True)
+    ours, twin = pair(name, num_classes=5)
+    for module in ours.modules():  # running statistics of its own
+        module._buffers.update({key: buffer.clone() for key, buffer in module._buffers.items()})
     x = image(64)
     torch.manual_seed(3)
     expected = twin.train()(x)
@@ -150,8 +150,10 @@ def test_initial_distribution(name):
     twin_options = options | ({"init_weights": True} if name in ("inception_v3", "googlenet") else {})
     twin = torchvision.models.get_model(name, weights=None, **twin_options).state_dict()
     for key, tensor in create_untrained_model(name, **options).state_dict().items():
-        if twin[key].double().std(correction=0) == 0:
+        # A million of a hundred million random numbers are enough to tell what they are drawn from.
+        drawn, wanted = tensor.flatten()[:1_000_000], twin[key].flatten()[:1_000_000]
+        if bool((wanted == wanted[:1]).all()):
             assert_identical(tensor, twin[key])
         elif tensor.numel() >= 4096:
-            torch.testing.assert_close(tensor.std(), twin[key].std(), rtol=0.1, atol=0, msg=lambda text, key=key: f"{key}: {text}")
-            assert abs(tensor.mean()) < 0.1 * tensor.std(), key
+            torch.testing.assert_close(drawn.std(), wanted.std(), rtol=0.1, atol=0, msg=lambda text, key=key: f"{key}: {text}")
+            assert abs(drawn.mean()) < 0.1 * drawn.std(), key
