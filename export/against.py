@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 BATCH_SIZES = (1, 2, 5)
 # Two float32 runtimes are held against each other: each may be off by the bound of one.
 _BOTH_IN_FLOAT32 = 2e-5
+_ONE_TENSOR = "a file that takes one tensor can be held against a model; `fastcnn verify FILE` checks one of fastcnn's from what is stored in it"
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def _taken(path: Path, format_: str, metadata: dict[str, Any] | None) -> _Taken:
     said = None if metadata is None else {"fp16": torch.float16}.get(str(metadata.get("precision")))
     if format_ == "onnx":
         opened = open_file(path, format_)
+        if opened.inputs > 1:
+            raise RequestError(f"{path} takes {opened.inputs} inputs: {_ONE_TENSOR}")
         dtype = {"tensor(float16)": "float16", "tensor(double)": "float64"}.get(str(opened.dtype), str(opened.dtype))
         if dtype not in ("float32", "float16", "float64"):
             raise RequestError(f"{path} takes {dtype}: a file that takes floating-point pictures can be held against a model")
@@ -123,7 +126,7 @@ def _taken(path: Path, format_: str, metadata: dict[str, Any] | None) -> _Taken:
             raise FileFormatError(f"{path} is no program of torch.export: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
         inputs = [node.meta["val"] for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
-            raise RequestError(f"{path} takes {len(inputs)} inputs: a file that takes one tensor can be held against a model")
+            raise RequestError(f"{path} takes {len(inputs)} inputs: {_ONE_TENSOR}")
         held = [tensor.dtype for tensor in program.state_dict.values() if tensor.is_floating_point()] or [inputs[0].dtype]
         shape = tuple(size if isinstance(size, int) else None for size in inputs[0].shape)
         return _Taken(shape, str(inputs[0].dtype).removeprefix("torch."), said or min(held, key=lambda dtype: dtype.itemsize))

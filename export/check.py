@@ -17,61 +17,69 @@ from fastcnn.export import golden
 from fastcnn.export.options import ExportOptions
 from fastcnn.export.pixel_input import PixelInput
 from fastcnn.export.runtimes import runtimes_for
+from fastcnn.inputs import Inputs, as_inputs, cut
 from fastcnn.parity import Expected, Outputs, ParityReport, bound, compare, expect, make_pictures
 from fastcnn.precision import Precision
 
-# The pictures that a file is checked with: the golden pair, further ones [N, ...], and the options that say at which batches.
-PictureSet = tuple[golden.GoldenInput, Tensor, ExportOptions]
+# What a file is checked with: for each input the golden pair and further pictures [N, ...], and the options that say at which batches.
+PictureSet = tuple[tuple[golden.GoldenInput, ...], tuple[Tensor, ...], ExportOptions]
 
 
-def picture_sets(example: Tensor, front: PixelInput | None, options: ExportOptions) -> list[PictureSet]:
+def picture_sets(inputs: Inputs, front: PixelInput | None, options: ExportOptions) -> list[PictureSet]:
     """What a file is checked with; a file for pictures of any size is checked at more sizes than one.
 
     Args:
-        example: [N, ...], for the sizes and the range of normalised pictures.
+        inputs: [N, ...] each, for the sizes and the range of normalised pictures.
         front: what the file does before the model; None where it takes normalised pictures.
     """
-    example = example.detach().to("cpu", torch.float32)
+    examples = [example.detach().to("cpu", torch.float32 if example.is_floating_point() else None) for example in as_inputs(inputs)]
     count = max(golden.COUNT, *(stop for _, stop in options.slices)) - golden.COUNT
     if front is None:
-        finite = example[example.isfinite()]
-        bounds = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)
-        pair = golden.GoldenInput.spanning(example.shape[1:], *bounds)
-        return [(pair, make_pictures(example[:2], count), options)]
+        pairs = tuple(_golden_input(example) for example in examples)
+        return [(pairs, tuple(make_pictures(example[:2], count) for example in examples), options)]
     sets = []
     for height, width in front.sizes_to_check():
         pair = golden.GoldenInput.of_pixels(height, width, front.preprocessing.channel_count)
         levels = torch.from_numpy(pair.values()).permute(0, 3, 1, 2).float()
         noise = make_pictures(levels, golden.COUNT + count)[golden.COUNT :]
-        sets.append((pair, noise.round().to(torch.uint8).permute(0, 2, 3, 1), options))
+        sets.append(((pair,), (noise.round().to(torch.uint8).permute(0, 2, 3, 1),), options))
         options = replace(options, batch_sizes=(1,))
     return sets
 
 
+def _golden_input(example: Tensor) -> golden.GoldenInput:
+    if not example.is_floating_point():
+        low, high = (int(example.min()), int(example.max())) if example.numel() else (0, 0)
+        return golden.GoldenInput.of_integers(example.shape[1:], low, high, str(example.dtype).removeprefix("torch."))
+    finite = example[example.isfinite()]
+    bounds = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)
+    return golden.GoldenInput.spanning(example.shape[1:], *bounds)
+
+
 @dataclass(frozen=True)
 class FileCheck:
-    """One set of pictures and what the reference makes of them; the golden pair comes first."""
+    """One set of pictures, for each input, and what the reference makes of them; the golden pair comes first."""
 
     options: ExportOptions
     reference: nn.Module
-    pair: golden.GoldenInput
-    pictures: Tensor
+    pairs: tuple[golden.GoldenInput, ...]
+    pictures: tuple[Tensor, ...]
     expected: Expected
 
     @classmethod
     def prepare(cls, reference: nn.Module, pictures: PictureSet) -> FileCheck:
         """Runs the reference, in float64 and eagerly in the file's precision."""
-        pair, others, options = pictures
-        stacked = torch.cat([torch.from_numpy(pair.values()), others])
+        pairs, others, options = pictures
+        stacked = tuple(torch.cat([torch.from_numpy(pair.values()), more]) for pair, more in zip(pairs, others, strict=True))
         expected = expect(reference, stacked, [*options.slices, (0, golden.COUNT)], dtype=options.precision.dtype)
-        return cls(options, reference, pair, stacked, expected)
+        return cls(options, reference, pairs, stacked, expected)
 
     def require_finite(self, name: str) -> None:
         """Raises ParityError where the model `name` itself, run eagerly in the file's precision, gives NaN or infinity for finite pictures."""
         expected, precision = self.expected, self.options.precision
         assert expected.eager is not None
         for (start, stop), precise, eager in zip(expected.slices, expected.reference, expected.eager, strict=True):
-            if not bool(self.pictures[start:stop].isfinite().all()):
+            if not all(bool(pictures.isfinite().all()) for pictures in cut(self.pictures, start, stop)):
                 continue
             for truth, native in zip(precise, eager, strict=True):
                 count = int(np.count_nonzero(~np.isfinite(native)))
@@ -88,9 +96,12 @@ class FileCheck:
                     + ("use trained weights, or precision fp32" if precision is Precision.fp16 else "look at its weights")
                 )
 
-    def batches(self) -> list[NDArray]:
+    def batches(self) -> list[NDArray | tuple[NDArray, ...]]:
         """What a runtime is given, in the layout and dtype of the file."""
-        return [np.ascontiguousarray(self.pictures[start:stop].numpy()) for start, stop in self.expected.slices[:-1]]
+        return [
+            golden.together([np.ascontiguousarray(pictures.numpy()) for pictures in cut(self.pictures, start, stop)])
+            for start, stop in self.expected.slices[:-1]
+        ]
 
     def compare(self, results: Sequence[Outputs], runtime: str) -> ParityReport:
         """The report on what a runtime returned for `batches`."""
@@ -118,8 +129,9 @@ class FileCheck:
             for truths, natives in zip(precise, eager, strict=True)
         ]
         numbers = tuple(map(tuple, batches))
-        found = golden.GoldenPair(self.pair.values(), numbers, tuple(outputs), tolerance, self.expected.dtype)
-        return golden.encode(self.pair, found)
+        pair, *others = self.pairs
+        found = golden.GoldenPair(pair.values(), numbers, tuple(outputs), tolerance, self.expected.dtype)
+        return golden.encode(pair, found, others=others)
 
     def _golden_outputs(self, batches: list[list[int]]) -> tuple[list[Outputs], list[Outputs]]:
         """(float64, eager) first rows of each batch."""
@@ -130,7 +142,9 @@ class FileCheck:
             return precise, eager
         precise, eager = [], []
         for batch in batches:
-            alone = expect(self.reference, self.pictures[batch], [(0, len(batch))], dtype=self.options.precision.dtype)
+            alone = expect(
+                self.reference, tuple(pictures[batch] for pictures in self.pictures), [(0, len(batch))], dtype=self.options.precision.dtype
+            )
             assert alone.eager is not None
             precise.append(golden.first_rows(alone.reference[0], batch))
             eager.append(golden.first_rows(alone.eager[0], batch))

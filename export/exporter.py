@@ -37,6 +37,7 @@ from fastcnn.files import check_target, replacing, sha256_of_file
 from fastcnn.graph.capture import capture
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.passes import INT8_PASSES, STANDARD_PASSES, run_passes
+from fastcnn.inputs import Inputs
 from fastcnn.models.weights import state_dict_sha256
 from fastcnn.parity import ParityReport
 from fastcnn.precision import Precision
@@ -49,7 +50,7 @@ log = logging.getLogger(__name__)
 def export_onnx(
     model: nn.Module | CapturedGraph,
     path: str | os.PathLike[str],
-    example_input: Tensor,
+    example_input: Inputs,
     *,
     opset: int | None = None,
     precision: str = "fp32",
@@ -72,11 +73,13 @@ def export_onnx(
 
     A runtime that cannot run the file, or computes something else, is left out of the file's list of runtimes while the other is right.
 
-    The file takes `input` [batch, ...] float32 and returns `logits` float32, whatever precision it computes in.
+    The file takes `input` [batch, ...] float32 and returns `logits` float32, whatever precision it computes in. It takes integers where the model
+    does, and several inputs under the names of the model's arguments.
 
     Args:
         model: any classifier in evaluation mode that `torch.export` can capture, or a graph captured from one; not changed.
-        example_input: [N, C, H, W]; its sizes, but for N, become those of the file, and its range that of the pictures it is checked with.
+        example_input: [N, C, H, W], or a tuple where the model takes several; its sizes, but for N, become those of the file, and its range that of
+            the pictures it is checked with.
         opset: 13 to 23; by default the lowest of these that the graph needs, which the most runtimes read.
         precision: "fp32"; "fp16" for float16 weights and arithmetic; "int8" for products of 8-bit numbers, which needs `calibration`.
         batch_size: "dynamic", or the one size that the file shall accept.
@@ -133,7 +136,7 @@ def export_onnx(
 def export_torchscript(
     model: nn.Module | CapturedGraph,
     path: str | os.PathLike[str],
-    example_input: Tensor,
+    example_input: Inputs,
     *,
     precision: str = "fp32",
     batch_size: BatchSize = "dynamic",
@@ -168,7 +171,7 @@ def export_torchscript(
 def export_pt2(
     model: nn.Module | CapturedGraph,
     path: str | os.PathLike[str],
-    example_input: Tensor,
+    example_input: Inputs,
     *,
     precision: str = "fp32",
     batch_size: BatchSize = "dynamic",
@@ -202,7 +205,7 @@ def export_pt2(
 
 
 def export_file(
-    model: nn.Module | CapturedGraph, example_input: Tensor, options: ExportOptions, say: Callable[[str], None] = lambda stage: None
+    model: nn.Module | CapturedGraph, example_input: Inputs, options: ExportOptions, say: Callable[[str], None] = lambda stage: None
 ) -> ExportReport:
     """What the three functions above do with what they were given, and the command line with its own; arguments and errors as in `export_onnx`.
 
@@ -213,6 +216,7 @@ def export_file(
     say("capture")
     captured = model if isinstance(model, CapturedGraph) else capture(model, example_input)
     _check_labels(captured, options)
+    _check_inputs(captured, options)
     known = preprocessing_in(captured, options)
     front = _front(options, known)
     say("passes")
@@ -282,7 +286,7 @@ class _Checked:
 
 
 def _check(
-    name: str, reference: nn.Module, front: PixelInput | None, options: ExportOptions, example: Tensor, draft: Path, say: Callable[[str], None]
+    name: str, reference: nn.Module, front: PixelInput | None, options: ExportOptions, example: Inputs, draft: Path, say: Callable[[str], None]
 ) -> _Checked:
     """Hold the file at `draft` against the reference, in its own precision. Raises ParityError."""
     say("reference in float64")
@@ -324,6 +328,18 @@ def _front(options: ExportOptions, preprocessing: Preprocessing | None) -> Pixel
     return PixelInput(preprocessing, resize=resize, normalize=normalize)
 
 
+def _check_inputs(captured: CapturedGraph, options: ExportOptions) -> None:
+    """What stands in front of a model or is observed for it, is for one floating-point input."""
+    count, takes = len(captured.input_nodes), str(captured.input_dtype).removeprefix("torch.")
+    if count == 1 and captured.input_dtype.is_floating_point:
+        return
+    what = f"takes {count} inputs" if count > 1 else f"takes {takes} as it is"
+    if options.preprocess is not Preprocess.none:
+        raise RequestError(f"{captured.info['name']} {what}: leave preprocess={options.preprocess.value!r} (--preprocess) out")
+    if options.int8 is not None:
+        raise RequestError(f"{captured.info['name']} {what}: int8 is for models of one floating-point input")
+
+
 def _check_labels(captured: CapturedGraph, options: ExportOptions) -> None:
     if options.labels is None:
         return
@@ -335,12 +351,10 @@ def _check_labels(captured: CapturedGraph, options: ExportOptions) -> None:
 
 def _whole_reference(model: nn.Module | CapturedGraph, front: PixelInput | None, softmax: bool) -> nn.Module:
     """What the file is held against: the model, behind all that the file does to pixels and in front of its softmax."""
-    parts: list[nn.Module] = [_reference(model)]
-    if softmax:
-        parts.append(_Softmax())
-    if front is not None:
-        parts.insert(0, PixelInput(front.preprocessing, resize=front.resize, normalize=True))
-    return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+    reference = _Probabilities(_reference(model)) if softmax else _reference(model)
+    if front is None:
+        return reference
+    return nn.Sequential(PixelInput(front.preprocessing, resize=front.resize, normalize=True), reference)
 
 
 def _reference(model: nn.Module | CapturedGraph) -> nn.Module:
@@ -357,8 +371,12 @@ def _weights_sha256(model: nn.Module | CapturedGraph) -> str:
     return state_dict_sha256(model.state_dict() if isinstance(model, nn.Module) else model.constants())
 
 
-class _Softmax(nn.Module):
-    def forward(self, outputs: Any) -> Tensor:
-        """outputs: [N, K, ...], possibly inside a container of one."""
-        (logits,) = torch.utils._pytree.tree_leaves(outputs)
+class _Probabilities(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """[N, K, ...], of a model that may return it inside a container of one."""
+        (logits,) = torch.utils._pytree.tree_leaves(self.model(*inputs))
         return torch.softmax(logits, dim=1)

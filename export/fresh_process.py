@@ -2,8 +2,8 @@
 
     python -P fresh_process.py torchscript|pt2 FILE PARENT
 
-Standard input: the length of what follows (8 bytes, little-endian) and a list of tensors, one per batch, written by torch.save; it stays open
-while the process PARENT lives, and this one ends with it. Standard output gets a list with a list of tensors per batch.
+Standard input: the length of what follows (8 bytes, little-endian) and a list with a list of tensors per batch, one for each input, written by
+torch.save; it stays open while the process PARENT lives, and this one ends with it. Standard output gets a list with a list of tensors per batch.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # torch.jit.load says that it is deprecated
     module = torch.jit.load(file, map_location="cpu") if format_ == "torchscript" else torch.export.load(file).module()
     with torch.inference_mode():
-        results = [module(batch) for batch in torch.load(io.BytesIO(received.get()), weights_only=True)]
+        results = [module(*batch) for batch in torch.load(io.BytesIO(received.get()), weights_only=True)]
     assert "fastcnn" not in sys.modules, "the check must see what a user sees who has PyTorch only"
     torch.save([[result] if isinstance(result, torch.Tensor) else list(result) for result in results], answers)
     answers.flush()

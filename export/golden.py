@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcnn.errors import FileFormatError
+from fastcnn.errors import FileFormatError, RequestError
 from fastcnn.limits import inflate
 
 COUNT = 2
@@ -47,11 +47,13 @@ class GoldenInput:
     Attributes:
         levels: [2, ...] uint8; of an int8 file more than two.
         scale, offset: value = level · scale + offset in float32; None for a file that takes the levels themselves.
+        dtype: of a file that takes them as other integers than uint8.
     """
 
     levels: NDArray[np.uint8]
     scale: float | None = None
     offset: float | None = None
+    dtype: str | None = None
 
     @classmethod
     def spanning(cls, shape: Sequence[int], low: float, high: float) -> GoldenInput:
@@ -61,14 +63,28 @@ class GoldenInput:
         return cls(golden_levels(shape), float(np.float32((high - low) / 255)), float(np.float32(low)))
 
     @classmethod
+    def of_integers(cls, shape: Sequence[int], low: int, high: int, dtype: str) -> GoldenInput:
+        """Pictures of `shape` of integers from `low` to `high`, which must lie in 0 to 255.
+
+        Raises:
+            RequestError: they do not: what stands for numbers beyond, a file has no room for.
+        """
+        if low < 0 or high > 255:
+            raise RequestError(f"an example input holds integers from {low} to {high}: a file is checked with integers from 0 to 255")
+        if low == high:
+            low, high = (0, 255) if dtype == "uint8" else (low, high)
+        levels = (low + golden_levels(shape).astype(np.int64) % (high - low + 1)).astype(np.uint8)
+        return cls(levels, dtype=None if dtype == "uint8" else dtype)
+
+    @classmethod
     def of_pixels(cls, height: int, width: int, channels: int) -> GoldenInput:
         """[2, height, width, channels]."""
         return cls(np.ascontiguousarray(golden_levels((channels, height, width)).transpose(0, 2, 3, 1)))
 
     def values(self) -> NDArray:
-        """What the file takes: [2, ...] float32, or uint8."""
+        """What the file takes: [2, ...] float32, or integers."""
         if self.scale is None or self.offset is None:
-            return self.levels
+            return self.levels if self.dtype is None else self.levels.astype(self.dtype)
         return self.levels.astype(np.float32) * np.float32(self.scale) + np.float32(self.offset)
 
 
@@ -92,6 +108,7 @@ class GoldenPair:
         outputs: for each batch the first rows of the reference's outputs.
         tolerance: bound on the relative L2 error.
         dtype: what the file computes in.
+        others: of a file with several inputs, what the others take beside each of the pictures.
     """
 
     pictures: NDArray
@@ -99,19 +116,23 @@ class GoldenPair:
     outputs: tuple[list[NDArray[np.float64]], ...]
     tolerance: float
     dtype: str
+    others: tuple[NDArray, ...] = ()
+
+    def inputs(self, batch: Sequence[int]) -> NDArray | tuple[NDArray, ...]:
+        """What a file is given for the pictures of those numbers: an array, or one for each of several inputs."""
+        return together([np.ascontiguousarray(values[list(batch)]) for values in (self.pictures, *self.others)])
 
 
-def encode(pair: GoldenInput, golden: GoldenPair, rows: str = f"the first {COUNT} rows") -> dict[str, Any]:
-    """The pair as JSON-able data; `pair` makes its pictures, `rows` says which rows of the outputs are kept."""
-    rule = "the file takes them as they are" if pair.scale is None else "value = level * scale + offset in float32"
+def together(arrays: Sequence[NDArray]) -> NDArray | tuple[NDArray, ...]:
+    """A batch as a file takes it: the one array, or a tuple of them."""
+    return arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+
+def encode(pair: GoldenInput, golden: GoldenPair, rows: str = f"the first {COUNT} rows", others: Sequence[GoldenInput] = ()) -> dict[str, Any]:
+    """The pair as JSON-able data; `pair` makes its pictures, `others` those of further inputs; `rows` says which rows of the outputs are kept."""
     return {
-        "input": {
-            "encoding": f"uint8 levels, zlib, base64; {rule}",
-            "shape": list(pair.levels.shape),
-            "scale": pair.scale,
-            "offset": pair.offset,
-            "data": base64.b64encode(zlib.compress(pair.levels.tobytes(), 9)).decode("ascii"),
-        },
+        "input": _encode_input(pair),
+        **({"others": [_encode_input(other) for other in others]} if others else {}),
         "output_encoding": f"float64, little-endian, base64; {rows}",
         "batches": [
             {"pictures": list(batch), "outputs": [_encode_output(output) for output in outputs]}
@@ -120,6 +141,23 @@ def encode(pair: GoldenInput, golden: GoldenPair, rows: str = f"the first {COUNT
         "tolerance": golden.tolerance,
         "dtype": golden.dtype,
     }
+
+
+def _encode_input(pair: GoldenInput) -> dict[str, Any]:
+    rule = "the file takes them as they are" if pair.scale is None else "value = level * scale + offset in float32"
+    return {
+        "encoding": f"uint8 levels, zlib, base64; {rule}",
+        "shape": list(pair.levels.shape),
+        "scale": pair.scale,
+        "offset": pair.offset,
+        **({} if pair.dtype is None else {"dtype": pair.dtype}),
+        "data": base64.b64encode(zlib.compress(pair.levels.tobytes(), 9)).decode("ascii"),
+    }
+
+
+def _decode_input(source: dict[str, Any]) -> NDArray:
+    levels = np.frombuffer(inflate(base64.b64decode(source["data"]), math.prod(source["shape"])), dtype=np.uint8).reshape(source["shape"])
+    return GoldenInput(levels, source.get("scale"), source.get("offset"), source.get("dtype")).values()
 
 
 def _encode_output(output: NDArray[np.float64]) -> dict[str, Any]:
@@ -132,17 +170,16 @@ def decode(data: dict[str, Any]) -> GoldenPair:
     No more is unpacked than the pictures take.
     """
     try:
-        source = data["input"]
-        levels = np.frombuffer(inflate(base64.b64decode(source["data"]), math.prod(source["shape"])), dtype=np.uint8).reshape(source["shape"])
         outputs = [
             [np.frombuffer(base64.b64decode(out["data"]), dtype="<f8").reshape(out["shape"]) for out in batch["outputs"]] for batch in data["batches"]
         ]
         return GoldenPair(
-            GoldenInput(levels, source.get("scale"), source.get("offset")).values(),
+            _decode_input(data["input"]),
             tuple(tuple(int(picture) for picture in batch["pictures"]) for batch in data["batches"]),
             tuple(outputs),
             float(data["tolerance"]),
             str(data["dtype"]),
+            tuple(_decode_input(other) for other in data.get("others", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"the golden pair stored in the file is damaged: {type(error).__name__}: {error}") from error

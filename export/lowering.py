@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,21 +69,24 @@ def finish(captured: CapturedGraph, precision: Precision, softmax: bool) -> Capt
         probabilities.meta.update(outputs[0].meta, path="softmax")
         outputs = [probabilities]
     captured.graph.output_node().args = (outputs,)
-    captured.input_dtype = torch.float32
+    captured.input_dtype = captured.input_node.meta["dtype"]
     captured.tidy()
     captured.module.eval()
     return captured
 
 
 def _cast_borders(captured: CapturedGraph, dtype: torch.dtype, outputs: list[fx.Node]) -> None:
-    source, graph = captured.input_node, captured.graph
-    with graph.inserting_after(source):
-        inside = graph.call_function(aten.to.dtype, (source, dtype))
-    source.replace_all_uses_with(inside, delete_user_cb=lambda user: user is not inside)
-    inside.meta.update(source.meta, dtype=dtype, path="input")
-    source.meta["dtype"] = torch.float32
+    graph, inside = captured.graph, dict[fx.Node, fx.Node]()
+    for source in captured.input_nodes:
+        if not source.meta["dtype"].is_floating_point:
+            continue
+        with graph.inserting_after(source):
+            cast = inside[source] = graph.call_function(aten.to.dtype, (source, dtype))
+        source.replace_all_uses_with(cast, delete_user_cb=lambda user, cast=cast: user is not cast)
+        cast.meta.update(source.meta, dtype=dtype, path="input")
+        source.meta["dtype"] = torch.float32
     for position, output in enumerate(outputs):
-        output = inside if output is source else output
+        output = inside.get(output, output)
         with graph.inserting_before(graph.output_node()):
             outputs[position] = graph.call_function(aten.to.dtype, (output, torch.float32))
         outputs[position].meta.update(output.meta, dtype=torch.float32, path="output")
@@ -94,12 +98,12 @@ def deployed_module(captured: CapturedGraph, batch_size: int | None = None) -> f
     With `batch_size`, its first operation is one that only a batch of that size passes.
     """
     captured = captured.copy()
-    source, outputs = captured.input_node, captured.output_nodes
+    outputs = captured.output_nodes
     captured.graph.output_node().args = (outputs[0] if len(outputs) == 1 else tuple(outputs),)
-    if batch_size is not None:
+    for source in captured.input_nodes if batch_size is not None else ():
         readers = list(source.users)
         with captured.graph.inserting_before(source.next):
-            sizes = [captured.graph.call_function(aten.sym_size.int, (source, axis)) if size is None else size for axis, size in _sides(captured)]
+            sizes = [captured.graph.call_function(aten.sym_size.int, (source, axis)) if size is None else size for axis, size in _sides(source)]
             fixed = captured.graph.call_function(aten.view.default, (source, [batch_size, *sizes]))
         for reader in readers:
             reader.replace_input_with(source, fixed)
@@ -107,21 +111,38 @@ def deployed_module(captured: CapturedGraph, batch_size: int | None = None) -> f
     return captured.module.eval()
 
 
-def _sides(captured: CapturedGraph) -> list[tuple[int, int | None]]:
-    return [(axis, size) for axis, size in enumerate(captured.input_shape) if axis > 0]
+def _sides(source: fx.Node) -> list[tuple[int, int | None]]:
+    return [(axis, size) for axis, size in enumerate(source.meta["shape"]) if axis > 0]
 
 
-def example_for(captured: CapturedGraph, batch_size: int | None) -> Tensor:
-    """A tensor to trace with: two pictures where the batch is dynamic, since a size of 1 would be taken for a constant."""
-    sizes = [_FREE_SIDES[axis] if size is None else size for axis, size in _sides(captured)]
-    return torch.zeros([batch_size or 2, *sizes], dtype=captured.input_dtype)
+def examples_for(captured: CapturedGraph, batch_size: int | None) -> tuple[Tensor, ...]:
+    """A tensor for each input to trace with: two pictures where the batch is dynamic, since a size of 1 would be taken for a constant."""
+    examples = []
+    for source in captured.input_nodes:
+        sizes = [_FREE_SIDES[axis] if size is None else size for axis, size in _sides(source)]
+        examples.append(torch.zeros([batch_size or 2, *sizes], dtype=source.meta["dtype"]))
+    return tuple(examples)
 
 
-def dynamic_sizes(captured: CapturedGraph, batch_size: int | None, largest: int | None = None) -> tuple[dict[int, Any]] | None:
-    """`dynamic_shapes` of torch.export: the batch, of `largest` pictures at most, unless it is fixed, and the free sides of a picture."""
-    free = {} if batch_size is not None else {0: torch.export.Dim("batch", max=largest)}
-    free |= {axis: torch.export.Dim(_SIDE_NAMES[axis]) for axis, size in _sides(captured) if size is None}
-    return (free,) if free else None
+def dynamic_sizes(captured: CapturedGraph, batch_size: int | None, largest: int | None = None) -> tuple[dict[int, Any], ...] | None:
+    """`dynamic_shapes` of torch.export, of each input: the batch, of `largest` pictures at most, unless it is fixed, and the free sides of a
+    picture."""
+    batch = {} if batch_size is not None else {0: torch.export.Dim("batch", max=largest)}
+    free = tuple(
+        batch | {axis: torch.export.Dim(_SIDE_NAMES[axis]) for axis, size in _sides(source) if size is None} for source in captured.input_nodes
+    )
+    return free if any(free) else None
+
+
+def input_names(captured: CapturedGraph, outputs: Sequence[str] = ()) -> list[str]:
+    """`input` of a model with one; or else the names of the arguments, where no output has such a name, or input_0, input_1 and so on."""
+    sources = captured.input_nodes
+    if len(sources) == 1:
+        return ["input"]
+    names = [str(source.meta.get("argument") or "") for source in sources]
+    if all(name.isidentifier() for name in names) and len({*names, *outputs}) == len(names) + len(set(outputs)):
+        return names
+    return [f"input_{position}" for position in range(len(sources))]
 
 
 def default_output_names(captured: CapturedGraph, single: str = "logits") -> list[str]:

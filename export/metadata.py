@@ -10,6 +10,7 @@ from typing import Any
 
 from fastcnn import __version__
 from fastcnn.export.formats import Format
+from fastcnn.export.lowering import input_names
 from fastcnn.export.options import ExportOptions, Preprocess
 from fastcnn.export.schema import FORMAT_VERSION
 from fastcnn.export.seal import seal
@@ -53,7 +54,7 @@ class Evidence:
 def build_metadata(options: ExportOptions, evidence: Evidence) -> dict[str, Any]:
     """The object that `read_metadata` returns. Its "preprocessing_in_file" says what the file does of "preprocessing" itself."""
     captured = evidence.captured
-    info = captured.info
+    info, names = captured.info, input_names(captured, evidence.output_names)
     shapes = [["batch" if size is None else size for size in node.meta["shape"]] for node in captured.output_nodes]
     if options.batch_size is not None:
         shapes = [[options.batch_size if size == "batch" else size for size in shape] for shape in shapes]
@@ -70,7 +71,7 @@ def build_metadata(options: ExportOptions, evidence: Evidence) -> dict[str, Any]
         **({} if evidence.opset is None else {"opset": evidence.opset}),
         "precision": options.precision.value,
         "input": {
-            "name": "input",
+            "name": names[0],
             "layout": _layout(captured, options),
             "shape": [options.batch_size or "batch", *_sizes(captured)],
             "dtype": str(captured.input_dtype).removeprefix("torch."),
@@ -78,6 +79,7 @@ def build_metadata(options: ExportOptions, evidence: Evidence) -> dict[str, Any]
             "preprocessing": None if evidence.preprocessing is None else evidence.preprocessing.to_dict(),
             "preprocessing_in_file": options.preprocess.value,
         },
+        **({"inputs": _inputs(captured, options, names)} if len(names) > 1 else {}),
         "outputs": [{"name": name, "shape": shape, "dtype": "float32"} for name, shape in zip(evidence.output_names, shapes, strict=True)],
         "labels": _labels(info, options, shapes[0]),
         **({} if evidence.quantization is None else {"quantization": dict(evidence.quantization)}),
@@ -89,6 +91,18 @@ def build_metadata(options: ExportOptions, evidence: Evidence) -> dict[str, Any]
         "golden": dict(evidence.golden),
     }
     return seal(metadata)
+
+
+def _inputs(captured: CapturedGraph, options: ExportOptions, names: Sequence[str]) -> list[dict[str, Any]]:
+    """All of several inputs, in the order of the model's arguments."""
+    return [
+        {
+            "name": name,
+            "shape": [options.batch_size or "batch", *source.meta["shape"][1:]],
+            "dtype": str(source.meta["dtype"]).removeprefix("torch."),
+        }
+        for name, source in zip(names, captured.input_nodes, strict=True)
+    ]
 
 
 def _layout(captured: CapturedGraph, options: ExportOptions) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from fastcnn.errors import RequestError
-from fastcnn.export.lowering import default_output_names, dynamic_sizes, example_for, refuse_foreign, refuse_free_rank
+from fastcnn.export.lowering import default_output_names, dynamic_sizes, examples_for, input_names, refuse_foreign, refuse_free_rank
 from fastcnn.export.opsets import WRITTEN, drop_allowzero, lowest_opset, to_opset
 from fastcnn.export.program import to_program
 from fastcnn.export.standard_forms import in_standard_forms
@@ -34,7 +34,8 @@ _LARGEST = 2**31 - 1
 def lower_to_onnx(
     captured: CapturedGraph, *, opset: int | None = None, batch_size: int | None = None, output_names: Sequence[str] | None = None
 ) -> onnx.ModelProto:
-    """The graph as an ONNX model with input `input`, its batch dimension called `batch` unless `batch_size` fixes it.
+    """The graph as an ONNX model with input `input`, of several those of `lowering.input_names`; its batch dimension is called `batch` unless
+    `batch_size` fixes it.
 
     Args:
         captured: constants in the dtypes that the file shall have.
@@ -73,7 +74,7 @@ def _to_onnx(captured: CapturedGraph, opset: int, batch_size: int | None, output
     sizes = dynamic_sizes(captured, batch_size)
 
     def export(graph: torch.export.ExportedProgram | fx.GraphModule, *example: torch.Tensor) -> onnx.ModelProto:
-        options: dict[str, Any] = {"opset_version": opset, "input_names": ["input"], "output_names": outputs, "verbose": False}
+        options: dict[str, Any] = {"opset_version": opset, "input_names": input_names(captured, outputs), "output_names": outputs, "verbose": False}
         program = torch.onnx.export(graph, example, dynamo=True, dynamic_shapes=sizes, **options)
         assert program is not None
         return program.model_proto
@@ -84,7 +85,7 @@ def _to_onnx(captured: CapturedGraph, opset: int, batch_size: int | None, output
         except Exception as error:  # PyTorch's, of any kind
             log.debug("%s is traced again for ONNX: %s", captured.info["name"], error)
         try:
-            return export(captured.module.eval(), example_for(captured, batch_size))
+            return export(captured.module.eval(), *examples_for(captured, batch_size))
         except Exception as error:  # the exporter's own exceptions are private to PyTorch
             raise RequestError(f"{captured.info['name']} cannot be lowered to ONNX: {_describe(error)}") from error
 

@@ -13,7 +13,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from fastcnn.errors import RequestError
-from fastcnn.export.lowering import dynamic_sizes, example_for
+from fastcnn.export.lowering import dynamic_sizes, examples_for
 from fastcnn.graph.ir import CapturedGraph, arguments, aten, pair
 from fastcnn.graph.plan import op_name
 
@@ -29,7 +29,7 @@ class ReadyProgram(ExportedProgram):
 
 
 def to_program(captured: CapturedGraph, batch_size: int | None = None) -> ReadyProgram:
-    """The graph as a program that takes one tensor and returns the list of its outputs.
+    """The graph as a program that takes its inputs and returns the list of its outputs.
 
     Nodes are named as a trace would name them, after their operation and a number in their order. The caller holds
     `fastcnn.graph.capture.tracing`.
@@ -37,25 +37,31 @@ def to_program(captured: CapturedGraph, batch_size: int | None = None) -> ReadyP
     Raises:
         RequestError: an operation of the graph takes the size of the example's batch for every batch's. A trace finds another way, or says so too.
     """
-    example = example_for(captured, batch_size)
-    frame = torch.export.export(_Frame(len(captured.output_nodes)), (example,), dynamic_shapes=dynamic_sizes(captured, batch_size))
-    value = next(node.meta["val"] for node in frame.graph.nodes if node.op == "placeholder")
+    examples = examples_for(captured, batch_size)
+    sizes = dynamic_sizes(captured, batch_size)
+    if sizes is not None and len(examples) > 1:
+        sizes = (sizes[0], sizes[1:])  # type: ignore[assignment] # as the frame takes them
+    frame = torch.export.export(_Frame(len(captured.output_nodes)), examples, dynamic_shapes=sizes)
+    values = [node.meta["val"] for node in frame.graph.find_nodes(op="placeholder")]
+    mode = values[0].fake_mode
     graph, constants = _lift(captured)
-    (*_, source) = graph.find_nodes(op="placeholder")
+    sources = graph.find_nodes(op="placeholder")[len(constants) :]
     outputs: Any = graph.output_node().args[0]
     signature = ExportGraphSignature(
         [
             *(InputSpec(InputKind.BUFFER, TensorArgument(name), name, persistent=True) for name in constants),
-            InputSpec(InputKind.USER_INPUT, TensorArgument(source.name), None),
+            *(InputSpec(InputKind.USER_INPUT, TensorArgument(source.name), None) for source in sources),
         ],
         [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(output.name), None) for output in outputs],
     )
     module = fx.GraphModule(nn.Module(), graph)
-    fakes = [value.fake_mode.from_tensor(tensor, static_shapes=True) for tensor in constants.values()]
+    fakes = [mode.from_tensor(tensor, static_shapes=True) for tensor in constants.values()]
+    # Several inputs have their batch in common already.
+    known = dict(mode.shape_env.replacements)
     # PyTorch's C++ code for composite operations would take the sizes of the example for the sizes of every batch.
     with enable_python_dispatcher():
-        FakeTensorProp(module, value.fake_mode).propagate_dont_convert_inputs(*fakes, value)
-    if value.fake_mode.shape_env.replacements:
+        FakeTensorProp(module, mode).propagate_dont_convert_inputs(*fakes, *values)
+    if mode.shape_env.replacements != known:
         raise RequestError(f"an operation of {captured.info['name']} decides something that holds for some batch sizes only")
     return ReadyProgram(
         module,
@@ -64,24 +70,24 @@ def to_program(captured: CapturedGraph, batch_size: int | None = None) -> ReadyP
         dict(constants),
         frame.range_constraints,
         frame.module_call_graph,
-        ((example,), {}),
+        (examples, {}),
         verifiers=[frame.verifier],
     )
 
 
 class _Frame(nn.Module):
-    """What surrounds the graph in a program, without the graph: one input of symbolic sizes, so many outputs."""
+    """What surrounds the graph in a program, without the graph: inputs of symbolic sizes, so many outputs."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
         self._outputs = outputs
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, *more: Tensor) -> list[Tensor]:
         return [x.clone() for _ in range(self._outputs)]
 
 
 def _lift(captured: CapturedGraph) -> tuple[fx.Graph, dict[str, Tensor]]:
-    """A copy of the graph whose constants are placeholders in front of the input, and their tensors in that order, by the names of both."""
+    """A copy of the graph whose constants are placeholders in front of the inputs, and their tensors in that order, by the names of both."""
     graph = fx.Graph()
     names = dict.fromkeys(str(node.target) for node in captured.graph.nodes if node.op == "get_attr")
     constants = {name: graph.placeholder(name) for name in names}
@@ -90,7 +96,7 @@ def _lift(captured: CapturedGraph) -> tuple[fx.Graph, dict[str, Tensor]]:
         if node.op == "get_attr":
             copies[node] = constants[node.target]
         elif node.op == "placeholder":
-            copies[node] = graph.placeholder("x")
+            copies[node] = graph.placeholder(node.name if len(captured.input_nodes) > 1 else "x")
         elif node.op == "call_function":
             args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
             copies[node] = _as_decomposed(graph, node, args) or graph.create_node("call_function", node.target, args, kwargs, op_name(node))

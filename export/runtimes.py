@@ -23,7 +23,9 @@ from fastcnn.runtimes import onnxruntime, openvino
 from fastcnn.runtimes.onnxruntime import open_session
 from fastcnn.runtimes.openvino import compile_model
 
-Batches = Sequence[NDArray]
+# What a file takes: an array [N, ...], or a tuple of them where it has several inputs.
+Batch = NDArray | tuple[NDArray, ...]
+Batches = Sequence[Batch]
 Results = list[list[NDArray[np.float64]]]
 
 _TITLE = {"onnxruntime": "onnxruntime", "openvino": "OpenVINO", "torch": "PyTorch"}
@@ -36,14 +38,16 @@ class OpenFile:
 
     Attributes:
         run: a batch in the file's own layout and dtype → its outputs.
-        dtype: of the input, as the runtime says it: "float32" or "uint8"; None where it does not.
-        shape: of the input, as the runtime says it; None for a free size, and None altogether where it does not.
+        dtype: of the first input, as the runtime says it: "float32" or "uint8"; None where it does not.
+        shape: of the first input, as the runtime says it; None for a free size, and None altogether where it does not.
+        inputs: how many there are, as far as the runtime says it.
     """
 
     runtime: str
-    run: Callable[[NDArray], list[NDArray]]
+    run: Callable[[Batch], list[NDArray]]
     dtype: str | None = None
     shape: tuple[int | None, ...] | None = None
+    inputs: int = 1
 
 
 def open_file(path: Path, format_: str, *, runtime: str | None = None, threads: int | None = None) -> OpenFile:
@@ -87,23 +91,24 @@ def runtimes_for(format_: str) -> dict[str, Callable[[Path, Batches], Results]]:
 
 def _open_onnxruntime(path: Path, format_: str, threads: int | None) -> OpenFile:
     session = open_session(path, threads=threads)
-    (source,) = session.get_inputs()
+    source, *others = session.get_inputs()
+    names = [value.name for value in (source, *others)]
     dtype = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}.get(source.type, source.type)
     shape = tuple(size if isinstance(size, int) else None for size in source.shape)
-    return OpenFile("onnxruntime", lambda batch: session.run(None, {source.name: batch}), dtype, shape)
+    return OpenFile("onnxruntime", lambda batch: session.run(None, dict(zip(names, _arrays(batch), strict=True))), dtype, shape, len(names))
 
 
 def _open_openvino(path: Path, format_: str, threads: int | None) -> OpenFile:
     compiled = compile_model(path.read_bytes(), threads=threads)
 
-    def run(batch: NDArray) -> list[NDArray]:
-        answer = compiled([batch])
+    def run(batch: Batch) -> list[NDArray]:
+        answer = compiled(list(_arrays(batch)))
         # Copied: the next batch reuses the buffers.
         return [np.array(answer[port]) for port in compiled.outputs]
 
     source = compiled.input(0)
     shape = tuple(size.get_length() if size.is_static else None for size in source.partial_shape)
-    return OpenFile("openvino", run, str(np.dtype(source.element_type.to_dtype())), shape)
+    return OpenFile("openvino", run, str(np.dtype(source.element_type.to_dtype())), shape, len(compiled.inputs))
 
 
 def _open_torch(path: Path, format_: str, threads: int | None) -> OpenFile:
@@ -113,9 +118,9 @@ def _open_torch(path: Path, format_: str, threads: int | None) -> OpenFile:
         warnings.simplefilter("ignore")  # torch.jit.load says that it is deprecated
         module = torch.jit.load(str(path), map_location="cpu") if format_ == "torchscript" else torch.export.load(path).module()
 
-    def run(batch: NDArray) -> list[NDArray]:
+    def run(batch: Batch) -> list[NDArray]:
         with torch.inference_mode():
-            result = module(torch.from_numpy(batch))
+            result = module(*map(torch.from_numpy, _arrays(batch)))
         return [tensor.numpy() for tensor in ([result] if isinstance(result, torch.Tensor) else result)]
 
     return OpenFile("torch", run)
@@ -138,7 +143,7 @@ def _run_fresh_process(format_: str, path: Path, batches: Batches) -> Results:
     import torch
 
     buffer = io.BytesIO()
-    torch.save([torch.from_numpy(batch) for batch in batches], buffer)
+    torch.save([[torch.from_numpy(array) for array in _arrays(batch)] for batch in batches], buffer)
     # -P: the script's folder must not stand on the module path.
     script = [sys.executable, "-P", str(Path(__file__).with_name("fresh_process.py")), format_, str(path), str(os.getpid())]
     with (
@@ -163,6 +168,10 @@ def _run_fresh_process(format_: str, path: Path, batches: Batches) -> Results:
             lines = [line.strip() for line in complaints.read().decode(errors="replace").splitlines() if line.strip()]
             raise ParityError(f"PyTorch in a fresh process cannot run the file: {lines[-1] if lines else f'it ended with code {process.returncode}'}")
     return [_as_float64([tensor.numpy() for tensor in batch]) for batch in torch.load(io.BytesIO(answer), weights_only=True)]
+
+
+def _arrays(batch: Batch) -> tuple[NDArray, ...]:
+    return batch if isinstance(batch, tuple) else (batch,)
 
 
 def _as_float64(arrays: Sequence[NDArray]) -> list[NDArray[np.float64]]:

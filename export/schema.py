@@ -39,6 +39,7 @@ def check_description(data: Any, format_: str) -> None:
     ):
         raise DamagedError("input.shape", f"{_shown(shape)} has a free size where none can be")
     _check_golden(data["golden"], shape, None if data.get("precision") == _INT8 else _PICTURES)
+    _check_others(data)
 
 
 def _check_golden(golden: Mapping[str, Any], shape: list[int | str], kept: int | None) -> None:
@@ -65,6 +66,21 @@ def _check_golden(golden: Mapping[str, Any], shape: list[int | str], kept: int |
         for position, output in enumerate(batch["outputs"]):
             if len(output["data"]) != 4 * -(-8 * math.prod(output["shape"]) // 3):  # base64 of float64
                 raise DamagedError(f"{field}.outputs[{position}]", f"{len(output['data']):,} characters are not {_shown(output['shape'])} numbers")
+
+
+def _check_others(data: Mapping[str, Any]) -> None:
+    """Whether what is kept of further inputs is such as they take, for as many pictures as the first."""
+    pictures, others = data["golden"]["input"]["shape"][0], data["golden"].get("others", [])
+    further = data.get("inputs", [data["input"]])[1:]
+    if len(others) != len(further):
+        raise DamagedError("golden.others", f"{len(others)} are not one for each of {len(further)} further inputs")
+    for number, (entry, source) in enumerate(zip(further, others, strict=True)):
+        sizes, field = source["shape"], f"golden.others[{number}]"
+        if [pictures, *entry["shape"][1:]] != sizes:
+            raise DamagedError(f"{field}.shape", f"{_shown(sizes)} is not {pictures} of {_shown(entry['shape'])}")
+        reason = beyond(MAX_BYTES, "its bytes are", 8 * math.prod(sizes))
+        if reason is not None:
+            raise DamagedError(f"{field}.shape", reason)
 
 
 # -- kinds of values -----------------------------------------------------------------------------------------------------
@@ -165,6 +181,11 @@ def _anything(field: str, value: Any) -> None:
 _SHAPE = _list(_size, 1, 8)
 _SIZES = _list(_whole(1), 1, 8)
 _DTYPE = _one_of("float16", "float32", "float64", "bfloat16", "uint8", "int8")
+_INTEGER = _one_of("bool", "uint8", "int8", "int16", "int32", "int64")
+_INPUT_DTYPE = _one_of("float16", "float32", "float64", "bfloat16", "bool", "uint8", "int8", "int16", "int32", "int64")
+_GOLDEN_INPUT = _object(
+    {"shape": _SIZES, "data": _text}, {"scale": _none_or(_number), "offset": _none_or(_number), "encoding": _text, "dtype": _INTEGER}
+)
 
 _DESCRIPTION = _object(
     {
@@ -175,7 +196,7 @@ _DESCRIPTION = _object(
             {"name": _text, "shape": _SHAPE},
             {
                 "layout": _text,
-                "dtype": _DTYPE,
+                "dtype": _INPUT_DTYPE,
                 "normalization": _none_or(_object({"mean": _list(_number, 1), "std": _list(_positive, 1)}, {"rule": _text})),
                 "preprocessing": _none_or(_mapping(_anything)),  # Preprocessing.from_dict looks into it, and says what is wrong
                 "preprocessing_in_file": _one_of("none", "normalize", "resize"),
@@ -185,7 +206,7 @@ _DESCRIPTION = _object(
         "digests": _object({"weights": _text, "graph": _text}, {"description": _mapping(_text)}),
         "golden": _object(
             {
-                "input": _object({"shape": _SIZES, "data": _text}, {"scale": _none_or(_number), "offset": _none_or(_number), "encoding": _text}),
+                "input": _GOLDEN_INPUT,
                 "batches": _list(
                     _object(
                         {
@@ -199,10 +220,11 @@ _DESCRIPTION = _object(
                 "tolerance": _positive,
                 "dtype": _DTYPE,
             },
-            {},
+            {"others": _list(_GOLDEN_INPUT, 1, 64)},
         ),
     },
     {
+        "inputs": _list(_object({"name": _text, "shape": _SHAPE}, {"dtype": _INPUT_DTYPE}), 2, 64),
         "versions": _mapping(_text),
         "opset": _whole(1, 1000),
         "precision": _text,

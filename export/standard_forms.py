@@ -124,6 +124,26 @@ def _hypotenuse(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
     return captured.call(aten.sqrt.default, (total,), before=node, like=node)
 
 
+def _log_sigmoid(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
+    """-softplus(-x). PyTorch's exporter takes the logarithm of a sigmoid, which is that of 0 from -104 on, and of a clamped number before."""
+    negative = captured.call(aten.neg.default, (node.args[0],), before=node, like=node)
+    positive = captured.call(aten.softplus.default, (negative,), before=node, like=node)
+    return captured.call(aten.neg.default, (positive,), before=node, like=node)
+
+
+def _log_add_exp(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
+    """max(a, b) + softplus(-|a - b|): the exporter's exponentials overflow from 89 on."""
+    one, other = node.args[:2]
+    if not isinstance(one, fx.Node) or not isinstance(other, fx.Node):
+        return None
+    largest = captured.call(aten.maximum.default, (one, other), before=node, like=node)
+    apart = captured.call(aten.sub.Tensor, (one, other), before=node, like=node)
+    distance = captured.call(aten.abs.default, (apart,), before=node, like=node)
+    negative = captured.call(aten.neg.default, (distance,), before=node, like=node)
+    rest = captured.call(aten.softplus.default, (negative,), before=node, like=node)
+    return captured.call(aten.add.Tensor, (largest, rest), before=node, like=node)
+
+
 def _log_sum_exp(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
     """Less its maximum, as PyTorch computes it; the exporter hands the axes on in a form that OpenVINO does not take."""
     values = arguments(node)
@@ -184,6 +204,8 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten.scaled_dot_product_attention.default: _attention,
     aten.hypot.default: _hypotenuse,
     aten.logsumexp.default: _log_sum_exp,
+    aten.log_sigmoid.default: _log_sigmoid,
+    aten.logaddexp.default: _log_add_exp,
     aten.median.dim: _median,
     **dict.fromkeys(_BOUNDS, _joined_clamp),
     aten.rrelu.default: _mean_slope,

@@ -13,7 +13,7 @@ import torch
 
 from fastcnn.errors import RequestError
 from fastcnn.export.archive import read_records
-from fastcnn.export.lowering import deployed_module, dynamic_sizes, example_for, refuse_foreign
+from fastcnn.export.lowering import deployed_module, dynamic_sizes, examples_for, refuse_foreign
 from fastcnn.graph.capture import tracing
 from fastcnn.graph.ir import CapturedGraph, aten
 
@@ -33,17 +33,17 @@ def lower_pt2(captured: CapturedGraph, batch_size: int | None) -> dict[str, byte
         RequestError: torch.export refuses the graph.
     """
     refuse_foreign(captured, ".pt2")
-    example = example_for(captured, batch_size)
+    examples = examples_for(captured, batch_size)
     sizes = dynamic_sizes(captured, batch_size, LARGEST_BATCH)
     buffer = io.BytesIO()
     try:
         with torch.no_grad(), tracing():
-            program = torch.export.export(deployed_module(captured), (example,), dynamic_shapes=sizes)
+            program = torch.export.export(deployed_module(captured), examples, dynamic_shapes=sizes)
             for node in program.graph.nodes:
                 for origin in _ORIGINS:
                     node.meta.pop(origin, None)
             # AOTInductor wants them. One stored element, seen at every position: the golden pair serves as a real example.
-            program.example_inputs = ((example.new_zeros(1).expand(example.shape),), {})
+            program.example_inputs = (tuple(example.new_zeros(1).expand(example.shape) for example in examples), {})
             torch.export.save(program, buffer)
     except Exception as error:  # torch.export raises whatever it meets
         raise _refused(captured, ".pt2", error) from error

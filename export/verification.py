@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fastcnn.errors import FileFormatError, ParityError
 from fastcnn.export import golden
 from fastcnn.export.container import read_container
@@ -45,7 +43,7 @@ def verify_file(path: str | os.PathLike[str]) -> ParityReport:
     notes: list[str] = []
     if metadata.get("precision") == Precision.int8.value:
         return _judged(path, metadata, pair, failures, notes)
-    batches = [np.ascontiguousarray(pair.pictures[list(batch)]) for batch in pair.batches]
+    batches = [pair.inputs(batch) for batch in pair.batches]
     expected = Expected(pair.dtype, tuple((0, len(batch)) for batch in pair.batches), pair.outputs)
     rows: list[BatchParity] = []
     left_out = metadata.get("left_out", {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from fastcnn.engines.base import Engine
 from fastcnn.errors import FastcnnError
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.plan import op_name
+from fastcnn.inputs import copies
 from fastcnn.parity.rules import relative_error
 from fastcnn.target import Target
 
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 _Values = dict[str, Tensor]
 
 
-def first_that_differs(graph: CapturedGraph, engine: Engine, target: Target, x: Tensor, tolerance: float) -> str | None:
+def first_that_differs(graph: CapturedGraph, engine: Engine, target: Target, inputs: Sequence[Tensor], tolerance: float) -> str | None:
     """The operation that `engine` computes wrongly though it computes right what that operation reads, as in `aten.avg_pool2d (features.3)`.
 
     The graph is lowered again and again, each time up to one operation, about twice the logarithm of its length; a runtime that fuses that operation
@@ -32,13 +33,13 @@ def first_that_differs(graph: CapturedGraph, engine: Engine, target: Target, x: 
 
     Args:
         graph: passed, as the engine lowered it.
-        x: [N, …] that the engine gives wrong outputs for, in the target's dtype and on its device.
+        inputs: [N, …] each, that the engine gives wrong outputs for, floating-point ones in the target's dtype, on its device.
         tolerance: relative L2 error beyond which a value is wrong, or twice eager PyTorch's own where that is more.
 
     Returns:
         None where the engine computes every output right when nothing else is asked for, or the graph itself is at fault.
     """
-    plain, precise = _values_of(graph, x), _values_of(_in_float64(graph), x.double())
+    plain, precise = _values_of(graph, inputs), _values_of(_in_float64(graph), copies(inputs, torch.float64))
 
     @functools.cache
     def is_wrong(node: fx.Node) -> bool:
@@ -46,7 +47,7 @@ def first_that_differs(graph: CapturedGraph, engine: Engine, target: Target, x: 
         bound = max(tolerance, 2 * _error(plain[node.name], truth))
         try:
             with torch.no_grad():
-                (found,) = engine.lower(_up_to(graph, node), target).run(x)
+                (found,) = engine.lower(_up_to(graph, node), target).run(*inputs)
         except FastcnnError as error:  # what cannot be lowered alone says nothing of the whole
             log.debug("%s alone: %s", node.name, error)
             return False
@@ -105,7 +106,7 @@ def _in_float64(graph: CapturedGraph) -> CapturedGraph:
     return precise
 
 
-def _values_of(graph: CapturedGraph, x: Tensor) -> _Values:
+def _values_of(graph: CapturedGraph, inputs: Sequence[Tensor]) -> _Values:
     """What each call of the graph gives, where that is a floating-point tensor."""
     values: _Values = {}
 
@@ -117,7 +118,7 @@ def _values_of(graph: CapturedGraph, x: Tensor) -> _Values:
             return value
 
     with torch.no_grad():
-        Recorder(graph.module).run(x)
+        Recorder(graph.module).run(*inputs)
     return values
 
 

@@ -6,6 +6,7 @@ import functools
 import logging
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -18,6 +19,7 @@ from fastcnn.graph.capture import capture
 from fastcnn.graph.given import unwrap
 from fastcnn.graph.passes import INT8_PASSES, run_passes
 from fastcnn.graph.plan import BackendTiming
+from fastcnn.inputs import Inputs, as_inputs, copies, cut
 from fastcnn.int8_builder import Int8Builder
 from fastcnn.localization import first_that_differs
 from fastcnn.optimized_module import ModuleSource, OptimizedModule
@@ -36,7 +38,7 @@ _ROUNDS, _CALLS_PER_ROUND, _SETTLE_SECONDS, _MAX_SECONDS = 7, 2, 0.02, 6.0
 
 def optimize(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Inputs,
     *,
     dtype: torch.dtype | None = None,
     backend: str = "auto",
@@ -49,8 +51,10 @@ def optimize(
 
     Args:
         model: any classifier in evaluation mode that `torch.export` can capture.
-        example_input: [N, C, H, W] on the model's device. The batch stays dynamic, the other sizes are fixed; `auto` measures with this batch.
-        dtype: what weights are rounded to and the engine computes in: the example's dtype by default, `torch.float16` or `torch.bfloat16` on request;
+        example_input: [N, C, H, W] on the model's device; a tuple where the model takes several. The batch stays dynamic, the other sizes are fixed;
+            `auto` measures with this batch.
+        dtype: what weights are rounded to and the engine computes in: the dtype of the first floating-point example by default, float32 where there
+            are integers alone; `torch.float16` or `torch.bfloat16` on request;
             `torch.int8` for products of 8-bit numbers between a float32 input and output, on onnxruntime and openvino, with `calibration`.
         backend: "torch", "triton", "onnxruntime", "openvino" or "ncnn"; an explicit one never falls back to another. "auto" times those that can
             run and keeps the fastest.
@@ -93,7 +97,7 @@ class Builder:
     def __init__(
         self,
         model: nn.Module,
-        example: Tensor,
+        example: Inputs,
         *,
         dtype: torch.dtype | None = None,
         allow_tf32: bool = False,
@@ -104,9 +108,13 @@ class Builder:
             raise RequestError(f"dtype {dtype} is not one of {', '.join(map(str, _DTYPES))}")
         model = unwrap(model)
         self.captured = capture(model, example)
-        self.target = Target(example.device, dtype or example.dtype, example.shape[0], allow_tf32)
-        self.model, self.example, self.check = model, example, check
-        self._int8 = None if int8 is None else Int8Builder(model, example, int8)
+        self.examples = as_inputs(example)
+        own = next((one.dtype for one in self.examples if one.is_floating_point()), torch.float32)
+        self.target = Target(self.examples[0].device, dtype or own, self.examples[0].shape[0], allow_tf32)
+        self.model, self.check = model, check
+        if int8 is not None and (len(self.examples) > 1 or not self.examples[0].is_floating_point()):
+            raise RequestError("int8 is for models of one floating-point input: its calibration shows pictures to that one")
+        self._int8 = None if int8 is None else Int8Builder(model, self.examples[0], int8)
         self._state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
         self._sources: dict[tuple[str, ...], ModuleSource] = {}
         self._artifacts: dict[tuple[str, ...], bytes] = {}
@@ -147,9 +155,8 @@ class Builder:
     @functools.cached_property
     def _expected(self) -> Expected:
         # One picture too: models and runtimes treat a batch of one apart.
-        return expect(
-            self.model, self.example, [(0, size) for size in sorted({1, self.example.shape[0]})], dtype=self.target.dtype, tf32=self.target.tf32
-        )
+        sizes = sorted({1, self.target.usual_batch})
+        return expect(self.model, self.examples, [(0, size) for size in sizes], dtype=self.target.dtype, tf32=self.target.tf32)
 
     def _require_parity(self, module: OptimizedModule, locate: bool) -> None:
         if self._int8 is not None:
@@ -157,18 +164,18 @@ class Builder:
             return
         with exact_float32(), torch.no_grad():
             # The output has the input's dtype, which must not round what was computed in a wider one.
-            pictures = self.example.to(torch.promote_types(self.example.dtype, self.target.dtype))
+            pictures = tuple(_widened(example, self.target.dtype) for example in self.examples)
             # The largest first: an engine that plans its memory then need not plan it again for each.
             ordered = sorted(self._expected.slices, key=lambda bounds: bounds[0] - bounds[1])
-            outputs = {bounds: flatten(module(pictures[slice(*bounds)].clone())) for bounds in ordered}
+            outputs = {bounds: flatten(module(*copies(cut(pictures, *bounds)))) for bounds in ordered}
         report = compare([outputs[bounds] for bounds in self._expected.slices], self._expected)
         wrong = next((row for row in report.rows if row.reason), None)
-        where = self._first_that_differs(module, pictures[: wrong.batch_size], wrong.tolerance) if wrong is not None and locate else None
+        where = self._first_that_differs(module, cut(pictures, 0, wrong.batch_size), wrong.tolerance) if wrong is not None and locate else None
         report.require(f"backend {module.backend!r}" + (f", from {where} on," if where else ""))
 
-    def _first_that_differs(self, module: OptimizedModule, pictures: Tensor, tolerance: float) -> str | None:
+    def _first_that_differs(self, module: OptimizedModule, pictures: tuple[Tensor, ...], tolerance: float) -> str | None:
         try:
-            return first_that_differs(module.source.graph, module.engine, self.target, pictures.to(self.target.dtype), tolerance)
+            return first_that_differs(module.source.graph, module.engine, self.target, copies(pictures, self.target.dtype), tolerance)
         except Exception:  # the search may fail as the module did, and the module's failure is what there is to tell
             log.debug("%s: cannot tell which operation differs", module.backend, exc_info=True)
             return None
@@ -185,7 +192,7 @@ def _fastest(builder: Builder) -> OptimizedModule:
         if reason is None:
             try:
                 module = builder.build(engine, locate=False)
-                module(builder.example)  # also where nothing was checked: what cannot run is not timed
+                module(*builder.examples)  # also where nothing was checked: what cannot run is not timed
                 built[name] = module
                 continue
             except FastcnnError as error:
@@ -196,7 +203,7 @@ def _fastest(builder: Builder) -> OptimizedModule:
         left_out.append(BackendTiming(name, None, reason))
     if not built:
         raise BackendError("no backend can run this model: " + "; ".join(f"{timing.backend}: {timing.why}" for timing in left_out))
-    times = time_in_turns(built, builder.example)
+    times = time_in_turns(built, builder.examples)
     best = min(times, key=times.__getitem__)
     timed = [
         BackendTiming(name, seconds * 1e3, "the fastest" if name == best else f"{seconds / times[best]:.2f}× the time of {best}")
@@ -209,7 +216,11 @@ def _fastest(builder: Builder) -> OptimizedModule:
     return OptimizedModule(replace(fastest.source, choice=(*timed, *left_out)), fastest.engine, fastest.lowered)
 
 
-def time_in_turns(modules: dict[str, OptimizedModule], example: Tensor) -> dict[str, float]:
+def _widened(example: Tensor, dtype: torch.dtype) -> Tensor:
+    return example.to(torch.promote_types(example.dtype, dtype)) if example.is_floating_point() else example
+
+
+def time_in_turns(modules: dict[str, OptimizedModule], examples: Sequence[Tensor]) -> dict[str, float]:
     """Median seconds of a call for each module, measured in turns so that a change of the machine's speed meets all of them.
 
     Thread pools spin for a while after their work is done and take the cores from the next runtime; hence the pause and the untimed call at each
@@ -220,12 +231,12 @@ def time_in_turns(modules: dict[str, OptimizedModule], example: Tensor) -> dict[
     for _ in range(_ROUNDS):
         for name, module in modules.items():
             time.sleep(_SETTLE_SECONDS)
-            module(example)
+            module(*examples)
             for _ in range(_CALLS_PER_ROUND):
                 start = time.perf_counter()
-                module(example)
-                if example.is_cuda:
-                    torch.cuda.synchronize(example.device)
+                module(*examples)
+                if examples[0].is_cuda:
+                    torch.cuda.synchronize(examples[0].device)
                 samples[name].append(time.perf_counter() - start)
         if time.perf_counter() > deadline:
             break

@@ -61,9 +61,12 @@ class OptimizedModule(nn.Module):
         super().__init__()
         self.source, self.engine, self.lowered = source, engine, lowered
         self._pack = packer(source.graph.output_spec)
-        self._device, self._sizes = source.target.device, tuple(source.graph.input_shape[1:])
+        self._device = source.target.device
+        self._inputs = [(node.meta["shape"], node.meta["dtype"]) for node in source.graph.input_nodes]
         self._input_dtype = lowered.input_dtype or source.target.dtype
-        self._run_arrays = _array_runner(lowered, self._input_dtype, self._sizes) if lowered.run_array is not None else None
+        takes_one = len(self._inputs) == 1 and self._inputs[0][1].is_floating_point
+        fast = takes_one and lowered.run_array is not None
+        self._run_arrays = _array_runner(lowered, self._input_dtype, self._inputs[0][0][1:]) if fast else None
         self._plan: Plan | None = None
         self._warned = False
         self.training = False
@@ -102,38 +105,59 @@ class OptimizedModule(nn.Module):
             return super().__call__(*args, **kwargs)
         return self.forward(*args, **kwargs)
 
-    def forward(self, x: Tensor) -> Any:
-        """x: [N, …] as the example given to `optimize`, any N → the outputs of the reference, in the dtype of `x`.
+    def forward(self, x: Tensor, *more: Tensor) -> Any:
+        """Inputs [N, …] as the examples given to `optimize`, any N → the outputs of the reference, in the dtype of the first floating-point input;
+        where all are integers, in float32, or float64 if the module computes in it.
 
         Raises:
-            InputError: wrong rank, size, dtype or device.
+            InputError: wrong number of inputs, rank, size, dtype or device.
         """
-        if self._run_arrays is not None:
+        if self._run_arrays is not None and not more:
             outputs = self._run_arrays(x)
             if outputs is not None:
                 return self._pack(outputs)
-        self._check(x)
+        inputs = (x, *more)
+        self._check(inputs)
         if torch.is_autocast_enabled(self._device.type):
             with torch.autocast(self._device.type, enabled=False):
-                return self.forward(x)
-        value = x.detach() if self.lowered.converts else x.detach().to(self._input_dtype)
-        outputs = self.lowered.run(value) if self._is_ordinary(value) else self._run_plainly(value.to(self.source.graph.input_dtype))
-        return self._pack([_in_dtype(output, x.dtype) for output in outputs])
+                return self.forward(*inputs)
+        values = [self._converted(one, self._input_dtype, keep=self.lowered.converts) for one in inputs]
+        if all(map(self._is_ordinary, values)):
+            outputs = self.lowered.run(*values)
+        else:
+            outputs = self._run_plainly(*(self._converted(value, self._graph_dtype) for value in values))
+        wanted = next((one.dtype for one in inputs if one.is_floating_point()), None)
+        wanted = wanted or (torch.float64 if self.dtype == torch.float64 else torch.float32)
+        return self._pack([_in_dtype(output, wanted) for output in outputs])
 
-    def _check(self, x: Tensor) -> None:
-        expected = self.source.graph.input_shape
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise InputError(f"expected a floating-point tensor, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
-        if x.dim() != len(expected) or any(want is not None and want != got for want, got in zip(expected, x.shape, strict=False)):
-            want = "×".join("N" if size is None else str(size) for size in expected)
-            raise InputError(f"expected an input of {want}, got {'×'.join(map(str, x.shape))}")
-        if x.device != self._device:
-            raise InputError(f"the module is on {self._device}, the input on {x.device}")
+    def _check(self, inputs: tuple[Tensor, ...]) -> None:
+        if len(inputs) != len(self._inputs):
+            raise InputError(f"expected {_inputs(len(self._inputs))}, got {len(inputs)}")
+        for position, (x, (expected, dtype)) in enumerate(zip(inputs, self._inputs, strict=True)):
+            which = "" if len(inputs) == 1 else f" for input {position}"
+            if not isinstance(x, Tensor) or (x.dtype != dtype and not (x.is_floating_point() and dtype.is_floating_point)):
+                kind = "a floating-point" if dtype.is_floating_point else f"a {str(dtype).removeprefix('torch.')}"
+                raise InputError(f"expected {kind} tensor{which}, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
+            if x.dim() != len(expected) or any(want is not None and want != got for want, got in zip(expected, x.shape, strict=False)):
+                want = "×".join("N" if size is None else str(size) for size in expected)
+                raise InputError(f"expected an input of {want}{which}, got {'×'.join(map(str, x.shape))}")
+            if x.shape[0] != inputs[0].shape[0]:
+                raise InputError(f"expected one batch size, got {inputs[0].shape[0]} in the first input and {x.shape[0]}{which}")
+            if x.device != self._device:
+                raise InputError(f"the module is on {self._device}, the input on {x.device}")
+
+    def _converted(self, x: Tensor, dtype: torch.dtype, *, keep: bool = False) -> Tensor:
+        return x.detach() if keep or not x.is_floating_point() else x.detach().to(dtype)
+
+    @property
+    def _graph_dtype(self) -> torch.dtype:
+        """Of the graph's floating-point inputs."""
+        return torch.float32 if self.dtype == torch.int8 else self.dtype
 
     def _is_ordinary(self, value: Tensor) -> bool:
         if value.shape[0] == 0:
             return False
-        if self.lowered.propagates_nan:
+        if self.lowered.propagates_nan or not value.is_floating_point():
             return True
         if self._device.type == "cpu" and value.dtype != torch.bfloat16:
             # NumPy, which works in this thread alone: a parallel PyTorch operation here would leave an OpenMP thread spinning on a core that the
@@ -141,9 +165,9 @@ class OptimizedModule(nn.Module):
             return _is_ordinary_array(value.numpy())
         return _are_ordinary(*(bound.item() for bound in torch.aminmax(value)))
 
-    def _run_plainly(self, value: Tensor) -> list[Tensor]:
+    def _run_plainly(self, *inputs: Tensor) -> list[Tensor]:
         """Eager PyTorch over the passed graph: NaN and infinities come out as the reference gives them, and an empty batch has an answer."""
-        if value.shape[0] and not self._warned:
+        if inputs[0].shape[0] and not self._warned:
             self._warned = True
             log.warning(
                 "an input holds NaN, infinity or values beyond %g, which %s would lose: such batches run on plain PyTorch operations",
@@ -151,7 +175,7 @@ class OptimizedModule(nn.Module):
                 self.backend,
             )
         with torch.no_grad():
-            return self._plain_graph.module(value)
+            return self._plain_graph.module(*inputs)
 
     @functools.cached_property
     def _plain_graph(self) -> CapturedGraph:
@@ -198,7 +222,13 @@ class OptimizedModule(nn.Module):
     def extra_repr(self) -> str:
         """Model, backend, dtype and input shape, for `print(module)`."""
         name = self.source.graph.info.get("name", "")
-        return f"{name}, backend={self.backend}, dtype={self.dtype}, input={tuple(self.source.graph.input_shape)}"
+        shapes = [shape for shape, _ in self._inputs]
+        takes = f"input={shapes[0]}" if len(shapes) == 1 else f"inputs={shapes}"
+        return f"{name}, backend={self.backend}, dtype={self.dtype}, {takes}"
+
+
+def _inputs(count: int) -> str:
+    return "one input" if count == 1 else f"{count} inputs"
 
 
 def _array_runner(lowered: Lowered, dtype: torch.dtype, sizes: tuple[int | None, ...]) -> Callable[[Any], list[Tensor] | None]:

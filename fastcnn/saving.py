@@ -20,7 +20,7 @@ from fastcnn.engines import get_engine
 from fastcnn.errors import BackendError, FileFormatError, RequestError
 from fastcnn.files import check_target, replacing
 from fastcnn.graph.plan import Plan
-from fastcnn.graph.serialization import graph_from_json, graph_to_json
+from fastcnn.graph.serialization import FLOATING_DTYPES, graph_from_json, graph_to_json
 from fastcnn.limits import parse_json
 from fastcnn.optimized_module import ModuleSource, OptimizedModule
 from fastcnn.target import Target
@@ -60,6 +60,8 @@ def save(module: OptimizedModule, path: str | Path, *, force: bool = False, slim
             "usual_batch": source.target.usual_batch,
             "allow_tf32": source.target.allow_tf32,
             **({"int8": True} if source.target.dtype == torch.int8 else {}),
+            # A graph that takes integers does not say by its input what it computes in.
+            **({} if source.graph.input_dtype.is_floating_point else {"dtype": str(source.target.dtype)}),
         },
         "constants": store.put_all(source.graph.constants()),
         "state_dict": None if slim or source.state_dict is None else store.put_all(source.state_dict),
@@ -123,7 +125,8 @@ def _restore(header: dict[str, Any], tensors: dict[str, Tensor], device: torch.d
     named = header["state_dict"]
     state_dict = None if named is None else {name: get(key).clone() for name, key in named.items()}
     # Files of the first release do not say whether TF32 is allowed.
-    dtype = torch.int8 if header["graph"].get("int8") else graph.input_dtype
+    computes_in = graph.input_dtype if graph.input_dtype.is_floating_point else FLOATING_DTYPES[header["graph"]["dtype"]]
+    dtype = torch.int8 if header["graph"].get("int8") else computes_in
     target = Target(device, dtype, header["graph"]["usual_batch"], header["graph"].get("allow_tf32", False))
     stored = header["artifact"]
     if stored is not None and stored.get("of", _binding(header)) != _binding(header):

@@ -61,7 +61,7 @@ def relative_error(output: Tensor, truth: Tensor) -> float:
 
 def check(builder: Builder, backends: Sequence[str]) -> None:
     """Each engine's error is at most 1.5 times that of the same kernels without our passes."""
-    model, x = builder.model, builder.example
+    model, x = builder.model, builder.examples[0]
     with torch.no_grad():
         truth = copy.deepcopy(model).double()(x.double())
         # Eager PyTorch has two answers: its kernels for the two memory formats sum in different orders. Either is what a user gets.

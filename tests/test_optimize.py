@@ -163,7 +163,7 @@ def test_what_auto_measured_stays_with_the_module_that_it_returned(monkeypatch):
 def test_timing_in_turns_calls_every_module():
     calls = []
     modules = {name: lambda x, name=name: calls.append(name) for name in ("a", "b")}
-    times = optimization.time_in_turns(modules, IMAGE)
+    times = optimization.time_in_turns(modules, (IMAGE,))
 
     assert set(times) == {"a", "b"}
     assert all(seconds >= 0 for seconds in times.values())

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastcnn.errors import BackendError
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.plan import PassReport, PlanRow
 from fastcnn.target import Target
@@ -20,18 +21,19 @@ class Lowered:
     """A graph made ready to run.
 
     Attributes:
-        run: input [N, …] of any memory format in the graph's dtype → flat list of outputs. N ≥ 1. May be called from several threads.
+        run: inputs [N, …] of any memory format, floating-point ones in the graph's dtype → flat list of outputs. N ≥ 1. May be called from several
+            threads.
         run_array: the same from NumPy array to NumPy arrays, of a runtime that works on them: a call through it needs two calls of PyTorch.
         rows: computes the plan's rows, from the runtime's own account of what it runs where it gives one.
         reports: passes that the engine ran beyond those of the graph it was given.
         propagates_nan: whether a NaN or an infinity in the input comes out as eager PyTorch would give it.
-        input_dtype: what `run` takes, where that is not the graph's dtype.
+        input_dtype: what floating-point inputs `run` takes, where that is not the graph's dtype.
         converts: `run` takes an input of any floating-point dtype, and gives its floating-point outputs in the same.
         memory: bytes that it holds at present, by what for, where it plans its memory.
         artifact: the file that the runtime loads, if it is one; `save` stores it, so that `load` need not make it again.
     """
 
-    run: Callable[[Tensor], list[Tensor]]
+    run: Callable[..., list[Tensor]]
     rows: Callable[[], tuple[PlanRow, ...]]
     reports: tuple[PassReport, ...] = ()
     propagates_nan: bool = False
@@ -39,16 +41,26 @@ class Lowered:
     converts: bool = False
     artifact: bytes | None = field(default=None, repr=False)
     memory: Callable[[], dict[str, int]] = dict
-    run_array: Callable[[NDArray[Any]], list[NDArray[Any]]] | None = None
+    run_array: Callable[..., list[NDArray[Any]]] | None = None
 
 
-def on_tensors(run_array: Callable[[NDArray[Any]], list[NDArray[Any]]]) -> Callable[[Tensor], list[Tensor]]:
+def on_tensors(run_array: Callable[..., list[NDArray[Any]]]) -> Callable[..., list[Tensor]]:
     """A function of NumPy arrays as one of CPU tensors; memory is shared, nothing is copied."""
 
-    def run(x: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(array) for array in run_array(x.numpy())]
+    def run(*inputs: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(array) for array in run_array(*(x.numpy() for x in inputs))]
 
     return run
+
+
+def require_one_picture(captured: CapturedGraph, engine: str) -> None:
+    """Raises BackendError where a graph takes something else than one floating-point tensor, which this engine is made for."""
+    inputs = captured.input_nodes
+    if len(inputs) > 1 or not captured.input_dtype.is_floating_point:
+        takes = f"{len(inputs)} inputs" if len(inputs) > 1 else f"{captured.input_dtype} input"
+        raise BackendError(
+            f"backend {engine!r} runs models of one floating-point input, this one takes {takes}: torch, onnxruntime and openvino run it"
+        )
 
 
 class Engine(Protocol):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastcnn.engines.base import Lowered, on_tensors
+from fastcnn.engines.base import Lowered, on_tensors, require_one_picture
 from fastcnn.engines.ncnn_layers import WrittenNetwork
 from fastcnn.engines.ncnn_network import write_network
 from fastcnn.graph.ir import CapturedGraph
@@ -54,6 +54,7 @@ class NcnnEngine:
         Raises:
             BackendError: an operation has no form in ncnn, or ncnn refuses the network.
         """
+        require_one_picture(captured, self.name)
         written = write_network(captured)
         network = Network(written.param(), written.weights(), torch.get_num_threads())
         rows = _rows(written)  # now: the written network holds the weights, which the loaded one has in its own layout

@@ -59,12 +59,12 @@ class OnnxRuntimeEngine:
 
         model = artifact or lower_to_onnx(captured).SerializeToString()
         session = open_session(model, threads=torch.get_num_threads())
-        (input_name,) = [value.name for value in session.get_inputs()]
+        input_names = [value.name for value in session.get_inputs()]
         output_names = [value.name for value in session.get_outputs()]
 
-        def run(x: NDArray[Any]) -> list[NDArray[Any]]:
+        def run(*inputs: NDArray[Any]) -> list[NDArray[Any]]:
             try:
-                return list(session.run(output_names, {input_name: np.ascontiguousarray(x)}))
+                return list(session.run(output_names, dict(zip(input_names, map(np.ascontiguousarray, inputs), strict=True))))
             except Exception as error:  # the runtime's exceptions have no common base
                 raise BackendError(f"onnxruntime cannot run the model: {reason(error)}") from error
 

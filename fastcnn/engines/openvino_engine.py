@@ -68,13 +68,13 @@ class OpenVinoEngine:
         fixed = _Compiled(model, dtype, usual)
         lock, any_batch = threading.Lock(), list[_Compiled]()
 
-        def run(x: NDArray[Any]) -> list[NDArray[Any]]:
-            if x.shape[0] == usual:
-                return fixed.run(x)
+        def run(*inputs: NDArray[Any]) -> list[NDArray[Any]]:
+            if inputs[0].shape[0] == usual:
+                return fixed.run(*inputs)
             with lock:
                 if not any_batch:
                     any_batch.append(_Compiled(model, dtype, None))
-            return any_batch[0].run(x)
+            return any_batch[0].run(*inputs)
 
         # oneDNN's ReLU gives 0 for NaN.
         return Lowered(
@@ -98,15 +98,15 @@ class _Compiled:
         # A request serves one call at a time: idle ones wait in the queue, and a call that finds none makes one.
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def run(self, x: NDArray[Any]) -> list[NDArray[Any]]:
-        """x: [N, …] → arrays of their own, one for each output."""
+    def run(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
+        """Inputs [N, …] → arrays of their own, one for each output."""
         try:
             request = self._idle.get_nowait()
         except queue.Empty:
             request = self._compiled.create_infer_request()
         try:
             try:
-                results = request.infer([np.ascontiguousarray(x)], share_inputs=True, share_outputs=True)
+                results = request.infer([np.ascontiguousarray(x) for x in inputs], share_inputs=True, share_outputs=True)
             except RuntimeError as error:
                 raise BackendError(f"OpenVINO cannot run the model: {reason(error)}") from error
             return [results[port].copy() for port in self._compiled.outputs]

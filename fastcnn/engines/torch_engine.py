@@ -97,18 +97,18 @@ class TorchEngine:
             return (made or packing(several=False)).rows
 
         # oneDNN's ReLU gives 0 for NaN.
-        return Lowered(lambda x: packing(x.shape[0] > 1).run(x), rows, reports, propagates_nan=False)
+        return Lowered(lambda x, *more: packing(x.shape[0] > 1).run(x, *more), rows, reports, propagates_nan=False)
 
 
-def _with_float32_products(run: Callable[[Tensor], list[Tensor]], *, tf32: bool) -> Callable[[Tensor], list[Tensor]]:
+def _with_float32_products(run: Callable[..., list[Tensor]], *, tf32: bool) -> Callable[..., list[Tensor]]:
     """`run` in the precision that was asked for, whatever PyTorch's switches say when it is called: by default they allow TF32 in convolutions.
 
     The switches belong to the process: calls of modules with the same wish run side by side, those with the other one take turns with them.
     """
 
-    def switched(x: Tensor) -> list[Tensor]:
+    def switched(*inputs: Tensor) -> list[Tensor]:
         with float32_products(tf32=tf32):
-            return run(x)
+            return run(*inputs)
 
     return switched
 
@@ -161,12 +161,11 @@ class _Lowering:
                 self._kernels[node.name] = StepKernel(name, "as captured", (name,))
         self._captured.tidy()
         self.rows = make_rows(self._captured, self._kernels)
-        self._module: Callable[[Tensor], list[Tensor]] = self._captured.module
-        self._is_image = len(self._captured.input_shape) == 4
+        self._module: Callable[..., list[Tensor]] = self._captured.module
 
-    def run(self, x: Tensor) -> list[Tensor]:
+    def run(self, *inputs: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            return self._module(x.contiguous(memory_format=torch.channels_last) if self._is_image else x)
+            return self._module(*(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs))
 
     def _lower_convolution(self, node: fx.Node) -> None:
         # A plain conv2d is a fused one without residual and ReLU; trailing defaults may be left out.

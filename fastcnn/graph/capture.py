@@ -28,6 +28,7 @@ from fastcnn.graph.exported import take_own_names, to_graph_module
 from fastcnn.graph.functionalize import functionalize
 from fastcnn.graph.given import FlatModel, Seen, attributes_kept, unwrap
 from fastcnn.graph.ir import CapturedGraph, Shape, aten
+from fastcnn.inputs import Inputs, as_inputs
 from fastcnn.precision import exact_float32
 
 _TRACING = threading.Lock()
@@ -45,47 +46,50 @@ def tracing() -> Iterator[None]:
         yield
 
 
-def capture(model: nn.Module, example_input: Tensor) -> CapturedGraph:
+def capture(model: nn.Module, example_input: Inputs) -> CapturedGraph:
     """Capture the inference graph of `model`; threads take turns.
 
     Args:
-        model: any classifier in evaluation mode that takes one floating-point tensor; not changed.
-        example_input: [N, C, H, W] (or any rank ≥ 1 with the batch first), N ≥ 1. The batch stays dynamic, the other sizes become part of the graph.
+        model: any classifier in evaluation mode that takes tensors; not changed.
+        example_input: [N, C, H, W] (or any rank ≥ 1 with the batch first), N ≥ 1, of real numbers or integers; a tuple where the model takes several,
+            all with one N. The batch stays dynamic, the other sizes become part of the graph.
 
     Raises:
-        InputError: the example is not a floating-point tensor with a batch dimension.
+        InputError: the example is not a tensor with a batch dimension, or its tensors differ in it.
         CaptureError: a module is in training mode, keeps state between calls, or `torch.export` cannot follow the code; names the operation and
             the line.
     """
     model = unwrap(model)
-    _check(model, example_input)
+    examples = as_inputs(example_input)
+    _check(model, examples)
     name = type(model).__name__
     with tracing():
-        program, users, structure = _export(model, example_input)
+        program, users, structure = _export(model, examples)
     module = to_graph_module(program, users, name)
-    (input_node,) = [node for node in module.graph.nodes if node.op == "placeholder"]
+    input_node = next(node for node in module.graph.nodes if node.op == "placeholder")
     _refuse_numbers(module.graph, name)
     _simplify_metadata(module.graph)
+    _name_arguments(model, module.graph)
     _simplify_calls(module.graph)
     captured = CapturedGraph(module, input_node.meta["shape"], input_node.meta["dtype"], structure, _info(model))
     captured.tidy()
     return captured
 
 
-def _check(model: nn.Module, example: Tensor) -> None:
+def _check(model: nn.Module, examples: tuple[Tensor, ...]) -> None:
     if not isinstance(model, nn.Module):
         raise CaptureError(f"the model must be a torch.nn.Module; it is a {type(model).__name__}")
-    if not isinstance(example, Tensor) or not example.is_floating_point() or example.dim() < 1:
-        what = f"{example.dtype} {list(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
-        raise InputError(f"the example input must be one floating-point tensor with the batch first, such as [1, 3, 224, 224]; it is {what}")
+    example = examples[0]
     if example.shape[0] == 0:
         raise InputError("the example input is an empty batch; give at least one picture")
     if example.is_meta:
         raise InputError("the example input is a meta tensor, which holds no values: give one on a real device")
     try:
-        inspect.signature(model.forward).bind(example)
+        inspect.signature(model.forward).bind(*examples)
     except TypeError as error:
-        raise CaptureError(f"{type(model).__name__} cannot be called with one tensor: {error}") from error
+        given = "one tensor" if len(examples) == 1 else f"{len(examples)} tensors"
+        more = "; a model of several inputs takes a tuple of examples" if len(examples) == 1 and "missing" in str(error) else ""
+        raise CaptureError(f"{type(model).__name__} cannot be called with {given}: {error}{more}") from error
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device != example.device:
             raise InputError(f"{name} is on {tensor.device}, the example input on {example.device}: move one of them")
@@ -96,36 +100,38 @@ def _check(model: nn.Module, example: Tensor) -> None:
         raise CaptureError(f"{training[0]}{more} in training mode: call model.eval() first, inference is what gets optimized")
 
 
-def _export(model: nn.Module, example: Tensor) -> tuple[torch.export.ExportedProgram, dict[str, str], str]:
+def _export(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[torch.export.ExportedProgram, dict[str, str], str]:
     """The program, our name → the model's of each constant, and the structure of the outputs."""
     # torch.export takes a size of 1 for a constant, so the batch that it sees has two pictures.
-    if example.shape[0] == 1:
-        example = torch.cat([example, example])
+    if examples[0].shape[0] == 1:
+        examples = tuple(torch.cat([example, example]) for example in examples)
     seen = Seen()
     try:
         # Where it fails, torch.export prints the graph so far; our error says it in one line.
         with redirect_stderr(io.StringIO()), attributes_kept(model):
-            program = _trace(model, example, seen)
+            program = _trace(model, examples, seen)
             users = take_own_names(program, prefix=FlatModel.PREFIX)
             _refuse_assigned(seen.assigned, users, type(model).__name__)
             return functionalize(program), users, seen.structure
     except FastcnnError:
         raise
     except Exception as error:
-        raise CaptureError(_describe(model, example, error)) from error
+        raise CaptureError(_describe(model, examples, error)) from error
 
 
-def _trace(model: nn.Module, example: Tensor, seen: Seen) -> torch.export.ExportedProgram:
+def _trace(model: nn.Module, examples: tuple[Tensor, ...], seen: Seen) -> torch.export.ExportedProgram:
+    batch = {0: torch.export.Dim("batch")}
+    sizes = (batch,) if len(examples) == 1 else (batch, (batch,) * (len(examples) - 1))
     with torch.no_grad():
-        return torch.export.export(FlatModel(model, seen), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
+        return torch.export.export(FlatModel(model, seen), examples, dynamic_shapes=sizes, strict=False)
 
 
-def _describe(model: nn.Module, example: Tensor, error: BaseException) -> str:
+def _describe(model: nn.Module, examples: tuple[Tensor, ...], error: BaseException) -> str:
     """One line: the operation that could not be captured, where it stands in the model's own code, and the first line of the reason."""
     reason = next((" ".join(line.split()) for line in str(error).splitlines() if line.strip()), type(error).__name__)
     reason = f"{type(error).__name__}: {reason}"
     if "Constraints violated" in reason:
-        place, operation = _where_batch_is_restricted(model, example)
+        place, operation = _where_batch_is_restricted(model, examples)
         reason = "it does not work alike for every batch size; take the size from x.shape[0], or use x.flatten(1)"
     else:
         place, operation = _innermost(frame for frame, _ in traceback.walk_tb(error.__traceback__))
@@ -168,7 +174,7 @@ class _BatchWatcher(logging.Filter):
         return False
 
 
-def _where_batch_is_restricted(model: nn.Module, example: Tensor) -> tuple[str, str]:
+def _where_batch_is_restricted(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[str, str]:
     """torch.export finds out only at its end: trace once more and watch its log for the decision."""
     logger, watcher = logging.getLogger("torch.fx.experimental.symbolic_shapes"), _BatchWatcher()
     level = logger.level
@@ -176,7 +182,7 @@ def _where_batch_is_restricted(model: nn.Module, example: Tensor) -> tuple[str, 
     logger.setLevel(logging.INFO)
     try:
         with redirect_stderr(io.StringIO()), attributes_kept(model):
-            _trace(model, example, Seen())
+            _trace(model, examples, Seen())
     except Exception:  # the error that brought us here
         pass
     finally:
@@ -199,6 +205,15 @@ def _refuse_numbers(graph: fx.Graph, model: str) -> None:
     for output in outputs:
         if not isinstance(output, fx.Node) or not isinstance(output.meta.get("val"), Tensor):
             raise CaptureError(f"{model} returns {output}, a number, among its outputs: only tensors can be captured")
+
+
+def _name_arguments(model: nn.Module, graph: fx.Graph) -> None:
+    """Notes on each of several inputs how the model calls its argument."""
+    inputs = graph.find_nodes(op="placeholder")
+    parameters = [parameter for parameter in inspect.signature(model.forward).parameters.values() if parameter.kind is not parameter.VAR_POSITIONAL]
+    for node, parameter in zip(inputs, parameters, strict=False):
+        if len(inputs) > 1:
+            node.meta["argument"] = parameter.name
 
 
 def _simplify_metadata(graph: fx.Graph) -> None:

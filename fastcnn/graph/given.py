@@ -66,12 +66,12 @@ class FlatModel(nn.Module):
         self.train(model.training)
         self._seen = seen
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x: [N, …] → the output tensors of the model, in order."""
+    def forward(self, x: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        """x and further inputs: [N, …] → the output tensors of the model, in order."""
         modules = list(self.model.named_modules())
         buffers = [(module, name, buffer) for _, module in modules for name, buffer in module._buffers.items() if buffer is not None]
         plain = [(f"{path}.{name}".lstrip("."), vars(module), name, value) for path, module in modules for name, value in _tensors(module)]
-        tensors, structure = flatten(self.model(x), type(self.model).__name__)
+        tensors, structure = flatten(self.model(x, *more), type(self.model).__name__)
         self._seen.structure = structure
         self._seen.assigned = tuple(full for full, attributes, name, value in plain if attributes.get(name) is not value)
         for module, name, buffer in buffers:

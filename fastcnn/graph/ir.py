@@ -10,6 +10,7 @@ rely on:
 `dtype`    output dtype
 `path`     path of the module that made the node in the original model, for example `Mixed_5b.branch1x1.conv`
 `folded`   what passes put into this node, in the order in which they did it
+`argument` of each of several inputs: how the model calls it
 `constant` of a node that reads a constant: its name in the original state dict, or the one that a pass gave it
 `place`    the line of the model's code that called the operation, where capture knows it; it does not go into files
 ========== =======================================================================================================
@@ -33,7 +34,8 @@ aten = torch.ops.aten
 class CapturedGraph:
     """What `capture` returns, what passes edit and what engines and exporters lower.
 
-    `module` takes one tensor and returns a list: the flattened outputs of the model, which `output_spec` (a pytree in JSON) puts together again.
+    `input_shape` and `input_dtype` are those of the first input; further ones say theirs in the metadata of `input_nodes`.
+    `module` takes the inputs and returns a list: the flattened outputs of the model, which `output_spec` (a pytree in JSON) puts together again.
     Any batch runs. What it is to be lowered for stands beside it, in a `fastcnn.target.Target`.
     """
 
@@ -49,8 +51,13 @@ class CapturedGraph:
         return self.module.graph
 
     @property
+    def input_nodes(self) -> list[fx.Node]:
+        """The placeholders of the inputs, [N, …] each, in the order of the model's arguments."""
+        return self.graph.find_nodes(op="placeholder")
+
+    @property
     def input_node(self) -> fx.Node:
-        """The placeholder of the one input, [N, …]."""
+        """The placeholder of the first input, [N, …], the only one of most models."""
         return next(node for node in self.graph.nodes if node.op == "placeholder")
 
     @property
@@ -141,6 +148,7 @@ class CapturedGraph:
         Constants are copied even where no rounding is needed, so that nothing is shared with the model that was captured; with `copy` False those
         that are in `dtype` already stay shared with the graph that this one was made from.
         """
+        self._convert_integers(dtype)
         root = nn.Module()
         for attribute in {str(node.target): None for node in self._constant_nodes()}:
             tensor = getattr(self.module, attribute).detach()
@@ -151,7 +159,26 @@ class CapturedGraph:
             elif "dtype" in node.meta and node.meta["dtype"] is not None and node.meta["dtype"].is_floating_point:
                 node.meta["dtype"] = dtype
         self.module = fx.GraphModule(root, self.graph)
-        self.input_dtype = dtype
+        self.input_dtype = dtype if self.input_dtype.is_floating_point else self.input_dtype
+
+    def _convert_integers(self, dtype: torch.dtype) -> None:
+        """What makes real numbers of integers, such as pixels, makes them in `dtype`."""
+        for node in self.calls():
+            made = node.meta.get("dtype")
+            sources = [source.meta.get("dtype") for source in node.all_input_nodes]
+            if made is None or not made.is_floating_point or made == dtype or not sources or None in sources:
+                continue
+            if any(source.is_floating_point for source in sources):
+                continue
+            if node.target is aten.to.dtype:
+                node.args = (node.args[0], dtype, *node.args[2:])
+                continue
+            readers = list(node.users)
+            with self.graph.inserting_after(node):
+                converted = self.graph.call_function(aten.to.dtype, (node, dtype))
+            converted.meta.update(node.meta)
+            for reader in readers:
+                reader.replace_input_with(node, converted)
 
 
 def attribute_for(name: str, taken: Container[str]) -> str:

@@ -49,6 +49,7 @@ _DTYPES = {
         torch.bool,
     )
 }
+FLOATING_DTYPES = {name: dtype for name, dtype in _DTYPES.items() if dtype.is_floating_point}
 
 
 def graph_to_json(captured: CapturedGraph) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcnn.errors import RequestError
+from fastcnn.inputs import Inputs, as_inputs, copies, cut
 from fastcnn.parity.copying import copy_module
 from fastcnn.parity.rules import LARGEST_ORDINARY_INPUT, TF32, Expected, Outputs, ParityReport, Slice, compare, kinds_of, relative_error
 from fastcnn.precision import exact_float32, float32_products
@@ -28,9 +29,9 @@ _SAME_IN_FLOAT64 = 1e-9
 
 
 def verify(
-    candidate: Callable[[Tensor], Any],
+    candidate: Callable[..., Any],
     reference: nn.Module,
-    example_input: Tensor,
+    example_input: Inputs,
     *,
     batch_sizes: Sequence[int] = (1, 2, 5),
     dtype: torch.dtype | None = None,
@@ -40,9 +41,10 @@ def verify(
     """Hold `candidate` against `reference` at several batch sizes.
 
     Args:
-        candidate: takes a tensor [N, ...] of the example's dtype and device; returns a tensor, or tuples, lists or dicts of tensors.
+        candidate: takes a tensor [N, ...] of the example's dtype and device, or several; returns a tensor, or tuples, lists or dicts of tensors.
         reference: the model; a copy of it runs in evaluation mode, in float64, on the example's device. It is not changed.
-        example_input: [N, ...]; its pictures come first in every batch, seeded random ones of the same per-channel range and statistics follow.
+        example_input: [N, ...], or a tuple of several; its pictures come first in every batch, seeded random ones of the same per-channel range and
+            statistics follow.
         batch_sizes: sizes to check, each at least 1.
         dtype: what the candidate computes in: its `dtype` attribute by default, or else the dtype of its first output. A candidate whose attribute
             `allow_tf32` is true is held to the bound for TF32.
@@ -58,13 +60,13 @@ def verify(
 
     if not batch_sizes or min(batch_sizes) < 1:
         raise RequestError(f"batch sizes must be whole numbers from 1; they are {tuple(batch_sizes)}")
-    pictures = make_pictures(example_input, max(batch_sizes), seed=seed)
+    pictures = tuple(make_pictures(example, max(batch_sizes), seed=seed) for example in as_inputs(example_input))
     slices = tuple((0, size) for size in batch_sizes)
     with exact_float32(), torch.no_grad():
         outputs = []
         for start, stop in slices:
             # A copy: a candidate may write into its input, and it may give the same memory in every call.
-            output = candidate(pictures[start:stop].clone())
+            output = candidate(*copies(cut(pictures, start, stop)))
             dtype = dtype or _dtype_of(candidate, output)
             outputs.append(flatten(output))
     assert dtype is not None
@@ -73,8 +75,8 @@ def verify(
     return compare(outputs, expected, tolerance=tolerance)
 
 
-def expect(reference: nn.Module, pictures: Tensor, slices: Sequence[Slice], *, dtype: torch.dtype, tf32: bool = False) -> Expected:
-    """Run `reference` in float64, and eagerly in `dtype`, with TF32 products where `tf32`, on each slice of `pictures`.
+def expect(reference: nn.Module, inputs: Inputs, slices: Sequence[Slice], *, dtype: torch.dtype, tf32: bool = False) -> Expected:
+    """Run `reference` in float64, and eagerly in `dtype`, with TF32 products where `tf32`, on each slice of the inputs.
 
     A model that treats pictures independently, which is checked, runs once for all slices: float64 is dear.
 
@@ -83,11 +85,13 @@ def expect(reference: nn.Module, pictures: Tensor, slices: Sequence[Slice], *, d
     """
     import torch
 
+    pictures = as_inputs(inputs)
+    device = pictures[0].device
     with exact_float32(), torch.no_grad():
-        precisely = _Runner(reference, torch.float64, pictures.device)
+        precisely = _Runner(reference, torch.float64, device)
         precise, independent = _run_slices(precisely, pictures, slices, None)
     with float32_products(tf32=tf32), torch.no_grad():
-        eagerly = _Runner(reference, dtype, pictures.device)
+        eagerly = _Runner(reference, dtype, device)
         eager, _ = _run_slices(eagerly, pictures, slices, independent)
     notes = tuple(dict.fromkeys((*precisely.notes, *eagerly.notes)))
     return Expected(TF32 if tf32 else _name(dtype), tuple(slices), precise, eager, independent, _ordinary(pictures, slices), notes)
@@ -100,6 +104,8 @@ def make_pictures(example: Tensor, count: int, *, seed: int = 0) -> Tensor:
     missing = count - example.shape[0]
     if missing <= 0:
         return example[:count]
+    if not example.is_floating_point():
+        return torch.cat([example, _whole_numbers(example, missing, seed)])
     values = example.detach().to("cpu", torch.float64)
     per_channel = values.transpose(0, 1).flatten(1) if example.dim() > 1 else values[None]
     rows = [channel[channel.isfinite()] for channel in per_channel]
@@ -113,6 +119,15 @@ def make_pictures(example: Tensor, count: int, *, seed: int = 0) -> Tensor:
     shape = (-1, *(1 for _ in example.shape[2:])) if example.dim() > 1 else ()
     noise = (noise * std.view(shape) + mean.view(shape)).clamp(low.view(shape), high.view(shape))
     return torch.cat([example, noise.to(example.device, example.dtype)])
+
+
+def _whole_numbers(example: Tensor, count: int, seed: int) -> Tensor:
+    """[count, ...]: what the example holds, drawn anew for each place. Values that it does not hold might be no index, or no pixel."""
+    import torch
+
+    values = example.detach().flatten()
+    drawn = torch.randint(max(1, len(values)), (count, *example.shape[1:]), generator=torch.Generator().manual_seed(seed))
+    return values[drawn.to(values.device)] if len(values) else example.new_empty((count, *example.shape[1:]))
 
 
 def flatten(outputs: Any) -> Outputs:
@@ -136,43 +151,48 @@ class _Runner:
     """Runs a copy of the reference in `dtype`; `notes` says where it had to be made to.
 
     A model that cannot run in another dtype as it stands, because it names one in its code or holds tensors that `.to` does not reach, runs with
-    each operation's floating-point operands and results brought to `dtype`.
+    each operation's floating-point operands and results brought to `dtype`; so does one that makes real numbers of integers, in whatever dtype.
     """
 
     def __init__(self, reference: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
         self._name, self._dtype, self._device = type(reference).__name__, dtype, device
         self._model = copy_module(reference).eval().to(device=device, dtype=dtype)
-        self._forced = False
+        self._forced: bool | None = None
+        self._takes_integers = False
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the verdict should know of how the reference ran."""
-        if not self._forced:
+        if not self._forced or self._takes_integers:
             return ()
         return (f"{self._name} does not run in {_name(self._dtype)} by itself: its reference had every operation brought to {_name(self._dtype)}",)
 
-    def __call__(self, pictures: Tensor) -> Outputs:
+    def __call__(self, pictures: tuple[Tensor, ...]) -> Outputs:
         failures = (RuntimeError, TypeError, NotImplementedError)
+        self._takes_integers = not all(one.is_floating_point() for one in pictures)
+        first = self._takes_integers if self._forced is None else self._forced
         try:
-            return self._run(pictures)
+            outputs = self._run(pictures, forced=first)
         except failures as error:
-            if self._forced:
+            if self._forced is not None:
                 raise self._refusal(error) from error
-            self._forced = True
             try:
-                return self._run(pictures)
+                outputs = self._run(pictures, forced=not first)
             except failures:
                 raise self._refusal(error) from error
+            first = not first
+        self._forced = first
+        return outputs
 
-    def _run(self, pictures: Tensor) -> Outputs:
+    def _run(self, pictures: tuple[Tensor, ...], *, forced: bool) -> Outputs:
         import torch
 
         from fastcnn.parity.one_dtype import OneDtype
 
-        # A copy: a model may write into its input.
-        values = pictures.to(self._dtype, copy=True)
-        with torch.autocast(self._device.type, enabled=False), OneDtype(self._dtype) if self._forced else nullcontext():
-            return flatten(self._model(values))
+        values = copies(pictures, self._dtype)
+        with torch.autocast(self._device.type, enabled=False), OneDtype(self._dtype) if forced else nullcontext():
+            outputs = self._model(*values)
+        return flatten(outputs)  # outside: what is forced into one dtype does not get into float64
 
     def _refusal(self, error: BaseException) -> RequestError:
         reason = str(error).strip().partition("\n")[0]
@@ -180,20 +200,20 @@ class _Runner:
 
 
 def _run_slices(
-    run: Callable[[Tensor], Outputs], pictures: Tensor, slices: Sequence[Slice], independent: bool | None
+    run: Callable[[tuple[Tensor, ...]], Outputs], pictures: tuple[Tensor, ...], slices: Sequence[Slice], independent: bool | None
 ) -> tuple[tuple[Outputs, ...], bool]:
     """Outputs per slice, and whether one run of all pictures gave them; `independent` says whether it may (None: find out)."""
     total = max(stop for _, stop in slices)
     if total == 1:
         # Nothing to cut: outputs without a batch dimension come as they are.
-        return (run(pictures[:1]),) * len(slices), True
+        return (run(cut(pictures, 0, 1)),) * len(slices), True
     if independent is not False:
-        whole = run(pictures[:total])
+        whole = run(cut(pictures, 0, total))
         if independent is None:
-            independent = _agree(run(pictures[:1]), whole, total)
+            independent = _agree(run(cut(pictures, 0, 1)), whole, total)
         if independent:
             return tuple([output[start:stop] for output in whole] for start, stop in slices), True
-    return tuple(run(pictures[start:stop]) for start, stop in slices), False
+    return tuple(run(cut(pictures, start, stop)) for start, stop in slices), False
 
 
 def _agree(single: Outputs, whole: Outputs, total: int) -> bool:
@@ -208,11 +228,13 @@ def _agree(single: Outputs, whole: Outputs, total: int) -> bool:
     return True
 
 
-def _ordinary(pictures: Tensor, slices: Sequence[Slice]) -> tuple[NDArray[np.bool_], ...]:
+def _ordinary(inputs: tuple[Tensor, ...], slices: Sequence[Slice]) -> tuple[NDArray[np.bool_], ...]:
     """Which pictures of each slice hold nothing but finite values of sensible size."""
-    largest = pictures.detach().flatten(1).abs().amax(1).double() if pictures[0].numel() else pictures.new_zeros(len(pictures))
-    # A NaN makes the comparison false.
-    ordinary = (largest <= LARGEST_ORDINARY_INPUT).cpu().numpy()
+    ordinary = np.ones(len(inputs[0]), dtype=bool)
+    for pictures in inputs:
+        if pictures.is_floating_point() and pictures.numel():
+            # A NaN makes the comparison false.
+            ordinary &= (pictures.detach().reshape(len(pictures), -1).abs().amax(1).double() <= LARGEST_ORDINARY_INPUT).cpu().numpy()
     return tuple(ordinary[start:stop] for start, stop in slices)
 
 

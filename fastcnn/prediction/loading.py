@@ -131,6 +131,8 @@ def _of_foreign_onnx(
     """An ONNX file that others made: the first output is taken for the classes, and for probabilities where they sum to 1."""
     opened = open_file(path, "onnx", runtime=backend, threads=_threads())
     shape = opened.shape or ()
+    if opened.inputs > 1:
+        raise RequestError(f"{path} takes {opened.inputs} inputs, and a picture is one")
     if opened.dtype != "float32" or len(shape) != 4:
         what = f"{opened.dtype} {['N' if one is None else one for one in shape]}"
         raise FileFormatError(f"{path} takes {what}: pictures can be given to a file that takes float32 [N, C, H, W]")
@@ -157,6 +159,8 @@ def _of_exported(
             f"{path} was not exported by fastcnn, and a {made_as} file of others does not say what it takes: export it as ONNX or .pt2"
         )
     entry, format_ = metadata["input"], metadata["format"]
+    if len(metadata.get("inputs", ())) > 1:
+        raise RequestError(f"{path} takes {len(metadata['inputs'])} inputs, and a picture is one")
     name, shape, dtype = metadata["model"]["name"], entry["shape"], entry.get("dtype", "float32")
     in_file, output = entry.get("preprocessing_in_file", "none"), metadata["outputs"][0]["name"]
     wanted = agreed(str(path), preprocessing_of(metadata), preprocessing)

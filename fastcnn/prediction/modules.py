@@ -31,7 +31,8 @@ def of_module(
 ) -> Predictor:
     """A module as it is, optimized first unless `backend` is "reference". Arguments and errors as in `load_predictor`."""
     if device is not None and check_device(device) != _device(module):
-        module = copy.deepcopy(module).to(device)
+        moved: nn.Module = copy.deepcopy(module).to(device)
+        module = moved
     info: Any = module.info if isinstance(module, OptimizedModule) else getattr(module, "fastcnn_info", None)
     info = info if isinstance(info, dict) else vars(info) if info is not None else {}
     name = str(info.get("name") or type(module).__name__.lower())

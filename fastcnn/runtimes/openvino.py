@@ -76,7 +76,7 @@ def compile_model(model: bytes, *, precision: str = "f32", threads: int | None =
     try:
         network = core.read_model(io.BytesIO(model))
         if batch_size is not None:
-            network.reshape([batch_size, *list(network.inputs[0].partial_shape)[1:]])
+            network.reshape({position: [batch_size, *list(port.partial_shape)[1:]] for position, port in enumerate(network.inputs)})
         compiled = core.compile_model(network, "CPU", options)
     except RuntimeError as error:
         raise BackendError(f"OpenVINO cannot compile the model: {reason(error)}") from error

@@ -112,7 +112,9 @@ def is_well_behaved(made: Network) -> bool:
         if output.shape[0] != 3 or single.shape != output[:1].shape or not bool(output.isfinite().all()):
             return False
         norm = float(exact.norm())
-        if norm < 1e-2 or float((output - exact).norm()) / norm > _WELL_CONDITIONED:
+        # Of every picture: what is nearly nothing hangs on the last digits of a sigmoid's tail, which runtimes do not have.
+        least = float(exact.reshape(3, -1).norm(dim=1).min())
+        if least < 1e-2 or float((output - exact).norm()) / norm > _WELL_CONDITIONED:
             return False
         if not torch.allclose(single, output[:1], atol=1e-3, rtol=1e-3):
             return False

@@ -351,8 +351,13 @@ def test_view_works_in_any_memory_format():
 @pytest.mark.parametrize(
     ("example", "text"),
     [
-        pytest.param(torch.zeros(2, 3, 8, 8, dtype=torch.int64), "it is torch.int64", id="integers"),
-        pytest.param([1, 2], "it is list", id="list"),
+        pytest.param(torch.zeros(2, 3, 8, 8, dtype=torch.complex64), "it is torch.complex64", id="complex"),
+        pytest.param(
+            [1, 2], "example input 0 must be a tensor of real numbers with the batch first, such as [1, 3, 224, 224]; it is int", id="numbers"
+        ),
+        pytest.param({"x": 1}, "it is dict", id="dict"),
+        pytest.param((), "holds no tensor", id="nothing at all"),
+        pytest.param((IMAGE, torch.zeros(3, 4)), "every input has the batch first", id="another batch"),
         pytest.param(None, "it is NoneType", id="nothing"),
         pytest.param(torch.tensor(1.0), "it is torch.float32 []", id="no batch"),
         pytest.param(torch.zeros(0, 3, 8, 8), "empty batch", id="empty"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastcnn.engines.base import Lowered
+from fastcnn.engines.base import Lowered, require_one_picture
 from fastcnn.engines.triton.matching import build_network
 from fastcnn.engines.triton.options import TritonOptions
 from fastcnn.engines.triton.steps import Network, followers
@@ -70,6 +70,7 @@ class TritonEngine:
 
     def lower(self, captured: CapturedGraph, target: Target, artifact: bytes | None = None) -> Lowered:
         """Match the engine's steps; programs and CUDA graphs are made for each batch size when it first comes."""
+        require_one_picture(captured, self.name)
         network, reports = match_network(captured, target.dtype, self.options)
         # Here, not above: without Triton the engine must still be able to say that it lacks it.
         from fastcnn.engines.triton.executor import Executor

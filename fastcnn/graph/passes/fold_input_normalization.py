@@ -69,7 +69,8 @@ def _trace(captured: CapturedGraph, node: Any) -> _Value:
     if not isinstance(node, fx.Node):
         raise _NotAffineError
     if node is captured.input_node:
-        channels = captured.input_shape[1] if len(captured.input_shape) == 4 else None
+        # A convolution does not read integers: what makes real numbers of them stays in front of it.
+        channels = captured.input_shape[1] if len(captured.input_shape) == 4 and captured.input_dtype.is_floating_point else None
         if channels is None:
             raise _NotAffineError
         return _Value(tuple(_Channel(index, 1.0, 0.0) for index in range(channels)))
