@@ -35,7 +35,7 @@ from fastcnn.export.options import PRECISIONS, ExportOptions, Preprocess, parse_
 from fastcnn.files import check_target
 from fastcnn.precision import Precision
 from fastcnn.preprocessing import Preprocessing
-from fastcnn.quantization.request import MAX_ACCURACY_DROP, MAX_ERROR, SAMPLES, Int8Request, Limits, QuantizeFor
+from fastcnn.quantization.request import MAX_ACCURACY_DROP, MAX_ERROR, SAMPLES, HalfRequest, Int8Request, Limits, QuantizeFor
 
 if TYPE_CHECKING:
     from fastcnn.export import ExportReport
@@ -89,7 +89,7 @@ def export(
         str | None,
         typer.Option(
             metavar="DIR|FILE",
-            help="Of int8: a folder of pictures, a .npy or .npz file of preprocessed ones, or a .json file of --save-ranges.",
+            help="Of int8 and fp16: a folder of pictures, a .npy or .npz file of preprocessed ones, or a .json file of --save-ranges.",
         ),
     ] = None,
     samples: Annotated[
@@ -134,10 +134,22 @@ def export(
         image_size=image_size,
         input_shape=input_shape,
     )
+    asked = parse_precision(precision)
+    int8, half = _calibrations(
+        asked,
+        calibration,
+        samples=samples,
+        save_ranges=save_ranges,
+        quantize_for=quantize_for,
+        portable=portable,
+        max_error=max_error,
+        max_accuracy_drop=max_accuracy_drop,
+        sensitivity=sensitivity or None,
+    )
     options = ExportOptions(
         format=format_,
         path=target or Path(request.read_model().stem + format_.suffix),
-        precision=parse_precision(precision),
+        precision=asked,
         batch_size=_batch_size(batch_size),
         softmax=softmax,
         labels=read_labels(labels),
@@ -146,16 +158,8 @@ def export(
         preprocess=preprocess,
         preprocessing=None if preprocessing is None else read_preprocessing(preprocessing),
         tolerance=tolerance,
-        int8=_int8(
-            calibration,
-            samples=samples,
-            save_ranges=save_ranges,
-            quantize_for=quantize_for,
-            portable=portable,
-            max_error=max_error,
-            max_accuracy_drop=max_accuracy_drop,
-            sensitivity=sensitivity or None,
-        ),
+        int8=int8,
+        half=half,
     )
     check_target(options.path, options.force, "-o")
     if attest:
@@ -177,16 +181,24 @@ def export(
     print_report(report)
 
 
-def _int8(calibration: str | None, **given: Any) -> Int8Request | None:
-    """The options of int8, those that were given; None without any."""
+def _calibrations(precision: Precision, calibration: str | None, **given: Any) -> tuple[Int8Request | None, HalfRequest | None]:
+    """What --calibration and the options beside it ask for in `precision`; None each where nothing was given."""
     options = {name: value for name, value in given.items() if value is not None}
     if calibration is None:
         if options:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in options)
-            raise RequestError(f"{names} without --calibration: int8 needs pictures to observe, or the ranges of an earlier export")
-        return None
+            raise RequestError(f"{_spelled(options)} without --calibration: int8 needs pictures to observe, or the ranges of an earlier export")
+        return None, None
+    if precision is Precision.fp16:
+        samples = options.pop("samples", SAMPLES)
+        if options:
+            raise RequestError(f"{_spelled(options)} belongs to int8: with --calibration, fp16 takes --samples alone")
+        return None, HalfRequest(calibration=calibration, samples=samples)
     limits = {name: options.pop(name) for name in ("max_error", "max_accuracy_drop") if name in options}
-    return Int8Request(calibration=calibration, limits=Limits(**limits), **options)
+    return Int8Request(calibration=calibration, limits=Limits(**limits), **options), None
+
+
+def _spelled(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in options)
 
 
 def _target(out: str) -> Path:
@@ -232,6 +244,7 @@ def print_report(report: ExportReport) -> None:
             "parity": report.parity.summary(),
             "not for": "; ".join(f"{name} ({reason})" for name, reason in report.left_out.items()) or None,
             **_quantization(report.metadata.get("quantization")),
+            **_mixed_precision(report.metadata.get("mixed_precision")),
             "input": _tensor(entry),
             "output": ", ".join(_tensor(one) for one in report.metadata["outputs"]),
             "opset": report.metadata.get("opset"),
@@ -262,6 +275,15 @@ def _quantization(about: Mapping[str, Any] | None) -> dict[str, str]:
             for runtime, figures in about["gate"].items()
         },
     }
+
+
+def _mixed_precision(about: Mapping[str, Any] | None) -> dict[str, str | None]:
+    """What of a float16 file stays in float32, and by which pictures that was found."""
+    if about is None:
+        return {}
+    observed, layers = about["observed"], [f"{one['layer']} ({one['why']})" for one in about["float32_layers"]]
+    seen = f"by {observed['pictures']} pictures of {observed['source']}"
+    return {"float16": f"all of it, {seen}" if not layers else f"all but {len(layers)} layers, {seen}", "in float32": "; ".join(layers) or None}
 
 
 def _print_sensitivity(rows: Sequence[Mapping[str, Any]]) -> None:
