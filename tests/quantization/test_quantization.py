@@ -51,6 +51,28 @@ class Branches(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Viewed(nn.Module):
+    """[N, 3, 16, 16] → [N, 4]: a reshape by the size of the batch, as older code spells flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.stem, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6 * 49, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.max_pool2d(torch.relu(self.stem(x)), 2)
+        return self.head(x.view(x.size(0), 6 * x.size(2) * x.size(3)))
+
+
+def test_a_reshape_that_reads_the_batch_shares_the_grid_of_its_input() -> None:
+    graph, _ = run_passes(capture(Viewed().eval(), pictures(2)), INT8_PASSES)
+    (view,) = graph.calls(aten.reshape.default)
+    assert len(view.all_input_nodes) > 1
+    edges = find_edges(graph)
+    assert any({view, view.args[0]} <= set(group) for group in edges.groups())
+    assert all(isinstance(value.meta["dtype"], torch.dtype) for value in edges.values)
+
+
 def pictures(count: int) -> Tensor:
     coarse = torch.randn(count, 3, 5, 5, generator=torch.Generator().manual_seed(1))
     return nn.functional.interpolate(coarse, size=16, mode="bicubic")
