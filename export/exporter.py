@@ -68,6 +68,7 @@ def export_onnx(
     max_error: float = MAX_ERROR,
     max_accuracy_drop: float = MAX_ACCURACY_DROP,
     save_ranges: str | os.PathLike[str] | None = None,
+    labelled: tuple[Tensor, Tensor] | None = None,
 ) -> ExportReport:
     """Write a model as ONNX, in standard operators only, once onnxruntime or OpenVINO, where installed, agrees with the float64 reference.
 
@@ -100,6 +101,8 @@ def export_onnx(
         max_error, max_accuracy_drop: of an int8 file on the pictures kept apart: bound on the relative L2 error, and the share that may get
             another best class. Layers that hurt most go back to float until they hold.
         save_ranges: a .json file for what the calibration found out.
+        labelled: of an int8 file: (preprocessed pictures [N, ...], their classes [N]) to judge it by in place of the pictures kept apart:
+            `max_accuracy_drop` then bounds what the accuracy itself drops by.
 
     Raises:
         RequestError: a wrong option, an output that cannot be written, or an operation that ONNX lacks. Nothing was written.
@@ -115,7 +118,10 @@ def export_onnx(
             portable=portable,
             limits=Limits(max_error, max_accuracy_drop),
             save_ranges=None if save_ranges is None else Path(save_ranges),
+            labelled=labelled,
         )
+    elif labelled is not None:
+        raise RequestError(f"labelled pictures judge an int8 file with a calibration, and precision is {known.value}: leave them out")
     options = ExportOptions(
         format=ONNX,
         path=Path(path),

@@ -18,7 +18,7 @@ from fastcnn.optimized_module import OptimizedModule
 from fastcnn.parity import Expected, ParityReport, expect, flatten
 from fastcnn.precision import Precision
 from fastcnn.quantization.build import Quantized, build
-from fastcnn.quantization.gate import allowed_in_a_runtime, joined, judge
+from fastcnn.quantization.gate import HeldOut, allowed_in_a_runtime, joined, judge
 from fastcnn.quantization.ranges import Ranges, find_ranges
 from fastcnn.quantization.request import Int8Request
 from fastcnn.quantization.scheme import Scheme
@@ -53,7 +53,7 @@ class Int8Builder:
         known = preprocessing_of(graph.info) if graph.info.get("preprocessing") is not None else None
         self._ranges = find_ranges(self._request, graph, known, state_dict_sha256(self._model.state_dict()), self._say)
         scheme = Scheme.of(self._request.quantize_for, portable=self._request.portable)
-        made = build(graph, self._ranges, scheme, self._request.limits, self._expected, self._pictures, say=self._say)
+        made = build(graph, self._ranges, scheme, self._request.limits, self._expected, HeldOut(self._pictures), say=self._say)
         self._quantized = made
         return made.graph, made.report
 

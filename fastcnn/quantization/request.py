@@ -88,6 +88,9 @@ class Int8Request:
         limits: what passes.
         sensitivity: work out what each layer does to the error, even where nothing has to go back to float.
         save_ranges: a .json file for what the calibration found out.
+        labelled: (pictures [N, …] float32, preprocessed; labels [N] int64) to judge by in place of those kept apart: the accuracy itself is then what
+            may drop.
+        labels_from: what those are, for the record.
     """
 
     calibration: Calibration
@@ -97,9 +100,13 @@ class Int8Request:
     limits: Limits = field(default_factory=Limits)
     sensitivity: bool = False
     save_ranges: Path | None = None
+    labelled: tuple[Tensor, Tensor] | None = None
+    labels_from: str = "labelled pictures"
 
     def __post_init__(self) -> None:
         _check_samples(self.samples)
+        if self.labelled is not None and (not len(self.labelled[0]) or len(self.labelled[0]) != len(self.labelled[1])):
+            raise RequestError(f"labelled is pictures and as many labels; there are {len(self.labelled[0])} and {len(self.labelled[1])}")
         if self.save_ranges is not None and self.save_ranges.suffix.lower() != ".json":
             raise RequestError(f"ranges are saved as JSON, and by that name found again: {self.save_ranges} does not end in .json")
 
