@@ -22,9 +22,11 @@ from fastcnn.parity import Expected, Outputs, ParityReport, expect
 from fastcnn.preprocessing import Preprocessing
 from fastcnn.quantization.build import Quantized, build, simulate
 from fastcnn.quantization.gate import HeldOut, Judgement, allowed_in_a_runtime, joined, judge
+from fastcnn.quantization.quantize import round_weights
 from fastcnn.quantization.ranges import Levels, Ranges, find_ranges
 from fastcnn.quantization.request import Int8Request, Limits, QuantizeFor
 from fastcnn.quantization.scheme import Scheme, has_vnni, instruction_set
+from fastcnn.quantization.sensitivity import PICTURES, sensitivities
 
 # Of the pictures to judge by, those that stay in the file: as many levels as this share of the float weights has bytes, or a few small pictures'.
 _SHARE_OF_WEIGHTS, _SMALL = 0.005, 16384
@@ -42,7 +44,7 @@ class QuantizedGraph:
         levels: the pictures to judge by: those that the calibration kept apart, or labelled ones.
         held_out: the same, preprocessed, with their labels if there are any; repeated to fill the last batch.
         slices: the batches.
-        portable: weights have 7 bits.
+        graph: what was quantized, and `scheme` how.
     """
 
     request: Int8Request
@@ -51,7 +53,21 @@ class QuantizedGraph:
     levels: Levels
     held_out: HeldOut
     slices: tuple[tuple[int, int], ...]
-    portable: bool
+    graph: CapturedGraph
+    scheme: Scheme
+
+    @property
+    def portable(self) -> bool:
+        """Weights have 7 bits."""
+        return self.scheme.weight_bits < 8
+
+    def worst(self) -> str:
+        """The layers that hurt most, with what rounding each alone does to the output."""
+        rows = self.quantized.sensitivity
+        if not rows:
+            weights = round_weights(self.graph, self.scheme)
+            rows = tuple(sensitivities(self.graph, self.ranges.of(self.scheme), self.scheme, weights, self.held_out.pictures[:PICTURES]))
+        return ", ".join(f"{row.layer} ({row.square**0.5:.2g})" for row in rows[:3])
 
     def description(self, judgements: Sequence[Judgement]) -> dict[str, Any]:
         """What the file says of its quantization."""
@@ -102,7 +118,7 @@ def quantize_graph(
     _check_labels(expected.reference[0], held_out.labels, request.labels_from, graph.info["name"])
     scheme = Scheme.of(request.quantize_for, portable=request.portable)
     quantized = build(graph, ranges, scheme, request.limits, expected, held_out, table=request.sensitivity, say=say)
-    return QuantizedGraph(request, ranges, quantized, levels, held_out, slices, scheme.weight_bits < 8)
+    return QuantizedGraph(request, ranges, quantized, levels, held_out, slices, graph, scheme)
 
 
 def _check_labels(first: Outputs, labels: NDArray[np.int64] | None, source: str, name: str) -> None:
@@ -176,7 +192,7 @@ def _refusal(path: Path, made: QuantizedGraph, found: Judgement, own: float) -> 
     how = f"misses the limits: {found.reason}" if found.reason else f"is off by {found.relative_error:.3g}"
     text = f"{path} was not written: {found.runtime} {how}"
     if found.relative_error <= allowed_in_a_runtime(own):
-        return text
+        return f"{text}; the layers that hurt most: {made.worst()}"
     text += f", while the same graph is off by {own:.2g} in eager PyTorch: {found.runtime} computes it wrongly"
     if not made.portable and not has_vnni():
         return f"{text}; this CPU has no VNNI, so that weights of 8 bits saturate: --portable (portable=True) keeps them to 7"

@@ -315,7 +315,7 @@ def _quantization(about: Mapping[str, Any] | None) -> dict[str, str]:
     if about is None:
         return {}
     source, left = about["calibration"], about["float_layers"]
-    skipped = f", {source['skipped']} files skipped" if source["skipped"] else ""
+    skipped = f", {source['skipped']} file{'s' * (source['skipped'] > 1)} skipped" if source["skipped"] else ""
     others = f"judged by {about['labels']}" if "labels" in about else f"{about['held_out']} others to judge by"
     return {
         "calibration": f"{source['samples']} pictures of {source['source']}{skipped}, {others}",

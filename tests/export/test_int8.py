@@ -196,6 +196,18 @@ def test_a_runtime_that_is_further_off_than_eager_pytorch_is_told(exported: Path
     assert "relative error 0.05" in report.failures[0]
 
 
+def test_a_runtime_that_misses_the_limits_is_told_with_the_layers_that_hurt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def further_off(runtime: Any) -> Any:
+        return lambda path, batches: [[output + 0.004 * np.abs(output).max() for output in outputs] for outputs in runtime(path, batches)]
+
+    runtimes = {name: further_off(run) for name, run in runtimes_for("onnx").items()}
+    monkeypatch.setattr("fastcnn.export.quantized.runtimes_for", lambda format_: runtimes)
+    own = export(tmp_path / "m.onnx", max_error=0.3).metadata["quantization"]["gate"]["onnxruntime"]["relative_error"]
+    with pytest.raises(ParityError, match=r"onnxruntime misses the limits: relative error .* the layers that hurt most: \w+ \(0\.\d+\)"):
+        export(tmp_path / "n.onnx", max_error=own - 0.001)
+    assert not (tmp_path / "n.onnx").exists()
+
+
 def test_labelled_pictures_judge_by_the_accuracy(tmp_path: Path) -> None:
     judged = pictures(40) + 0.01
     with torch.no_grad():
