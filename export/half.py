@@ -20,7 +20,7 @@ from fastcnn.quantization.ranges import Ranges
 from fastcnn.quantization.samples import draw
 
 _BATCH = 8
-_OWN = "the file's own pictures"
+_OWN = "the check"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def wide_layers(graph: CapturedGraph, options: ExportOptions, around: Surroundin
     source = _OWN
     if options.half is not None:
         given, name = _given(graph, options, around)
-        batches, source = itertools.chain(batches, given), f"{name}, and {_OWN}"
+        batches, source = itertools.chain(batches, given), f"{name} and {_OWN}"
 
     def seen(count: int) -> None:
         nonlocal done

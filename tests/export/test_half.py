@@ -94,7 +94,7 @@ def test_what_float16_cannot_hold_stays_in_float32(model: nn.Module, layers: set
     about = read_metadata(report.path)["mixed_precision"]
     assert layers <= {one["layer"] for one in about["float32_layers"]}
     assert "first" not in {one["layer"] for one in about["float32_layers"]}
-    assert about["observed"]["source"] == "the file's own pictures"
+    assert about["observed"]["source"] == "the check"
     assert verify_file(report.path).passed
     assert verify_against(report.path, model, pictures()).passed
 
@@ -192,7 +192,7 @@ def test_pictures_of_a_calibration_are_looked_at_too(tmp_path: Path) -> None:
     assert wide(model).nodes == frozenset()
     report = export_onnx(model, tmp_path / "m.onnx", pictures(), precision="fp16", calibration=100 * pictures(12))
     about = read_metadata(report.path)["mixed_precision"]
-    assert about["observed"] == {"source": "the array given, and the file's own pictures", "pictures": 17}
+    assert about["observed"] == {"source": "the array given and the check", "pictures": 17}
     assert "second" in {one["layer"] for one in about["float32_layers"]}
     with pytest.raises(RequestError, match="--calibration is for --precision int8 and fp16"):
         export_onnx(model, tmp_path / "other.onnx", pictures(), calibration=pictures(12))
