@@ -124,7 +124,10 @@ def _in_range(expected: Expected, reference: nn.Module, pictures: Tensor) -> Exp
     with exact_float32(), torch.no_grad():
         coarse, _ = _run_slices(_Runner(reference, torch.bfloat16, pictures.device), pictures, expected.slices, expected.independent)
     runs = zip(expected.eager, coarse, expected.reference, lost, strict=True)
-    eager = tuple([np.where(where, truth + (rough - truth) / 8, native) for native, rough, truth, where in zip(*run, strict=True)] for run in runs)
+    with np.errstate(invalid="ignore"):  # infinities, which `where` leaves out
+        eager = tuple(
+            [np.where(where, truth + (rough - truth) / 8, native) for native, rough, truth, where in zip(*run, strict=True)] for run in runs
+        )
     return dataclasses.replace(expected, eager=eager)
 
 
