@@ -31,7 +31,7 @@ _PICTURES = {
 }
 
 # Sections of a file's description that the statement repeats.
-_REPEATED = ("model", "format", "precision", "quantization", "input", "runtimes", "left_out", "parity", "versions")
+_REPEATED = ("model", "format", "precision", "quantization", "mixed_precision", "input", "runtimes", "left_out", "parity", "versions")
 
 
 def attestation_path(path: Path) -> Path:

@@ -17,6 +17,7 @@ from fastcnn.errors import RequestError
 from fastcnn.export.check import FileCheck, picture_sets, run_checks
 from fastcnn.export.container import Container
 from fastcnn.export.formats import ONNX, PT2, TORCHSCRIPT
+from fastcnn.export.half import Surroundings, wide_layers
 from fastcnn.export.lowering import default_output_names, finish
 from fastcnn.export.metadata import Evidence, build_metadata
 from fastcnn.export.options import (
@@ -42,7 +43,7 @@ from fastcnn.models.weights import state_dict_sha256
 from fastcnn.parity import ParityReport
 from fastcnn.precision import Precision
 from fastcnn.preprocessing import Preprocessing
-from fastcnn.quantization.request import MAX_ACCURACY_DROP, MAX_ERROR, Calibration, Int8Request, Limits, parse_quantize_for
+from fastcnn.quantization.request import MAX_ACCURACY_DROP, MAX_ERROR, Calibration, HalfRequest, Int8Request, Limits, parse_quantize_for
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def export_onnx(
     max_error: float = MAX_ERROR,
     max_accuracy_drop: float = MAX_ACCURACY_DROP,
     save_ranges: str | os.PathLike[str] | None = None,
+    labelled: tuple[Tensor, Tensor] | None = None,
 ) -> ExportReport:
     """Write a model as ONNX, in standard operators only, once onnxruntime or OpenVINO, where installed, agrees with the float64 reference.
 
@@ -81,7 +83,8 @@ def export_onnx(
         example_input: [N, C, H, W], or a tuple where the model takes several; its sizes, but for N, become those of the file, and its range that of
             the pictures it is checked with.
         opset: 13 to 23; by default the lowest of these that the graph needs, which the most runtimes read.
-        precision: "fp32"; "fp16" for float16 weights and arithmetic; "int8" for products of 8-bit numbers, which needs `calibration`.
+        precision: "fp32"; "fp16" for float16 weights and arithmetic, but where numbers would overflow or vanish: that stays in float32; "int8" for
+            products of 8-bit numbers, which needs `calibration`.
         batch_size: "dynamic", or the one size that the file shall accept.
         softmax: return `probabilities` over dimension 1 instead.
         labels: names of the classes, or a text file with one a line; the model's own by default.
@@ -94,31 +97,38 @@ def export_onnx(
         tolerance: bound on the relative L2 error of the file, for a network that amplifies rounding, in place of the rule of its precision
             (`fastcnn.parity`). The file states it, and `verify_file` holds it to that.
         calibration: for int8: a folder of pictures, a .npy or .npz file or an array of preprocessed ones [N, ...], of which up to 300 are observed
-            and others kept apart to judge the file by; or the .json file that an earlier export wrote to `save_ranges`.
+            and others kept apart to judge the file by; or the .json file that an earlier export wrote to `save_ranges`. For fp16, where it may be
+            left out: more pictures to find the layers by that overflow float16, which stay in float32.
         quantize_for: "cpu" (uint8 activations), "tensorrt" (symmetric int8, judged in onnxruntime), or "any" (symmetric int8, judged everywhere).
         portable: keep int8 weights to 7 bits, which no CPU saturates on; by default where this CPU has no VNNI.
         max_error, max_accuracy_drop: of an int8 file on the pictures kept apart: bound on the relative L2 error, and the share that may get
             another best class. Layers that hurt most go back to float until they hold.
         save_ranges: a .json file for what the calibration found out.
+        labelled: of an int8 file: (preprocessed pictures [N, ...], their classes [N]) to judge it by in place of the pictures kept apart:
+            `max_accuracy_drop` then bounds what the accuracy itself drops by.
 
     Raises:
         RequestError: a wrong option, an output that cannot be written, or an operation that ONNX lacks. Nothing was written.
         CaptureError: `torch.export` cannot capture the model.
         ParityError: the file computes in no runtime what the model computes; it was removed.
     """
+    known = parse_precision(precision)
     int8 = None
-    if calibration is not None:
+    if calibration is not None and known is not Precision.fp16:
         int8 = Int8Request(
             calibration=calibration,
             quantize_for=parse_quantize_for(quantize_for),
             portable=portable,
             limits=Limits(max_error, max_accuracy_drop),
             save_ranges=None if save_ranges is None else Path(save_ranges),
+            labelled=labelled,
         )
+    elif labelled is not None:
+        raise RequestError(f"labelled pictures judge an int8 file with a calibration, and precision is {known.value}: leave them out")
     options = ExportOptions(
         format=ONNX,
         path=Path(path),
-        precision=parse_precision(precision),
+        precision=known,
         batch_size=parse_batch_size(batch_size),
         batch_sizes=tuple(batch_sizes),
         softmax=softmax,
@@ -129,6 +139,7 @@ def export_onnx(
         preprocessing=preprocessing,
         tolerance=tolerance,
         int8=int8,
+        half=_half(known, calibration),
     )
     return export_file(model, example_input, options)
 
@@ -147,15 +158,17 @@ def export_torchscript(
     preprocess: str = "none",
     preprocessing: Preprocessing | None = None,
     tolerance: float | None = None,
+    calibration: Calibration | None = None,
 ) -> ExportReport:
     """Write a model as TorchScript, which PyTorch has deprecated: prefer `export_pt2`. Arguments and errors as in `export_onnx`.
 
     `torch.jit.load(path)` gives a module from [N, ...] float32 to float32; it is checked in a fresh process that has PyTorch only.
     """
+    known = parse_precision(precision)
     options = ExportOptions(
         format=TORCHSCRIPT,
         path=Path(path),
-        precision=parse_precision(precision),
+        precision=known,
         batch_size=parse_batch_size(batch_size),
         batch_sizes=tuple(batch_sizes),
         softmax=softmax,
@@ -164,6 +177,7 @@ def export_torchscript(
         preprocess=parse_preprocess(preprocess),
         preprocessing=preprocessing,
         tolerance=tolerance,
+        half=_half(known, calibration),
     )
     return export_file(model, example_input, options)
 
@@ -182,16 +196,18 @@ def export_pt2(
     preprocess: str = "none",
     preprocessing: Preprocessing | None = None,
     tolerance: float | None = None,
+    calibration: Calibration | None = None,
 ) -> ExportReport:
     """Write a model as a `torch.export` archive. Arguments and errors as in `export_onnx`.
 
     `torch.export.load(path).module()` gives a module from [N, ...] float32 to float32, of up to 1024 pictures where the batch is dynamic: what
     plans memory ahead from the archive needs a bound. It is checked in a fresh process that has PyTorch only.
     """
+    known = parse_precision(precision)
     options = ExportOptions(
         format=PT2,
         path=Path(path),
-        precision=parse_precision(precision),
+        precision=known,
         batch_size=parse_batch_size(batch_size),
         batch_sizes=tuple(batch_sizes),
         softmax=softmax,
@@ -200,6 +216,7 @@ def export_pt2(
         preprocess=parse_preprocess(preprocess),
         preprocessing=preprocessing,
         tolerance=tolerance,
+        half=_half(known, calibration),
     )
     return export_file(model, example_input, options)
 
@@ -223,11 +240,14 @@ def export_file(
     folding = captured if front is None or front.normalize else normalize_in_graph(captured, front.preprocessing)
     graph, passes = run_passes(folding, STANDARD_PASSES if options.int8 is None else INT8_PASSES)
     say(f"lower to {options.format.title}")
-    made, weights_sha256 = None, _weights_sha256(model)
+    made, wide, weights_sha256 = None, None, _weights_sha256(model)
     if options.int8 is not None:
         made = quantize_graph(_reference(model), graph, options, known, weights_sha256, say)
         graph, passes = made.quantized.graph, (*passes, made.quantized.report)
-    finished = finish(graph, options.precision, options.softmax)
+    if options.precision is Precision.fp16:
+        wide, pictures = wide_layers(graph, options, Surroundings(example_input, front, known, weights_sha256), say)
+        passes = (*passes, wide.report())
+    finished = finish(graph, options.precision, options.softmax, () if wide is None else wide.nodes)
     if front is not None:
         finished = take_pixels(finished, front, options.batch_size)
     names = default_output_names(finished, "probabilities" if options.softmax else "logits")
@@ -253,6 +273,7 @@ def export_file(
             digests=container.digests(),
             golden=checked.golden,
             quantization=checked.quantization,
+            mixed_precision=None if wide is None else wide.description(pictures),
         )
         for name, reason in checked.left_out.items():
             log.warning("%s is not for %s: %s", options.path, name, reason)
@@ -268,6 +289,13 @@ def export_file(
         passes=passes,
         metadata=metadata,
     )
+
+
+def _half(precision: Precision, calibration: Calibration | None) -> HalfRequest | None:
+    """What a calibration is for in a float16 file. Raises RequestError for a precision without any use for one in this format."""
+    if calibration is None or precision is Precision.int8:
+        return None
+    return HalfRequest(calibration=calibration)
 
 
 @dataclass(frozen=True)
@@ -338,6 +366,8 @@ def _check_inputs(captured: CapturedGraph, options: ExportOptions) -> None:
         raise RequestError(f"{captured.info['name']} {what}: leave preprocess={options.preprocess.value!r} (--preprocess) out")
     if options.int8 is not None:
         raise RequestError(f"{captured.info['name']} {what}: int8 is for models of one floating-point input")
+    if options.half is not None:
+        raise RequestError(f"{captured.info['name']} {what}: pictures of a calibration are for models of one floating-point input")
 
 
 def _check_labels(captured: CapturedGraph, options: ExportOptions) -> None:

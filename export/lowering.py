@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,18 +49,24 @@ def _at(node: fx.Node) -> str:
     return f" at {where}" if where else ""
 
 
-def finish(captured: CapturedGraph, precision: Precision, softmax: bool) -> CapturedGraph:
+def finish(captured: CapturedGraph, precision: Precision, softmax: bool, wide: Container[str] = ()) -> CapturedGraph:
     """A copy whose constants are rounded once to `precision`; input and outputs stay float32: the file is a drop-in whatever it computes in.
+
+    Args:
+        wide: names of operations that stay in float32, with their constants.
 
     Raises:
         RequestError: softmax of a model that does not return one [N, classes, ...] tensor.
     """
     captured = captured.copy()
-    captured.cast_constants(precision.dtype)
-    captured.module.cpu()  # a file belongs to no device
     outputs = list(captured.output_nodes)
+    kept = {node for node in captured.calls() if node.name in wide}
+    exact = {source: captured.raw_constant(source) for node in kept for source in node.all_input_nodes if source.op == "get_attr"}
+    captured.cast_constants(precision.dtype)
+    _keep_in_float32(captured, kept, exact)
+    captured.module.cpu()  # a file belongs to no device
     if precision is not Precision.fp32:
-        _cast_borders(captured, precision.dtype, outputs)
+        _cast_borders(captured, precision.dtype, outputs, kept)
     if softmax:
         if len(outputs) != 1 or len(outputs[0].meta["shape"]) < 2:
             raise RequestError(f"softmax needs a model with one output [N, classes]; {captured.info['name']} has {len(outputs)} outputs")
@@ -75,18 +81,50 @@ def finish(captured: CapturedGraph, precision: Precision, softmax: bool) -> Capt
     return captured
 
 
-def _cast_borders(captured: CapturedGraph, dtype: torch.dtype, outputs: list[fx.Node]) -> None:
-    graph, inside = captured.graph, dict[fx.Node, fx.Node]()
-    for source in captured.input_nodes:
-        if not source.meta["dtype"].is_floating_point:
-            continue
-        with graph.inserting_after(source):
-            cast = inside[source] = graph.call_function(aten.to.dtype, (source, dtype))
-        source.replace_all_uses_with(cast, delete_user_cb=lambda user, cast=cast: user is not cast)
-        cast.meta.update(source.meta, dtype=dtype, path="input")
+def _keep_in_float32(captured: CapturedGraph, kept: set[fx.Node], exact: Mapping[fx.Node, Tensor]) -> None:
+    """What the operations `kept` read and give in float32; `exact` are their constants before any rounding."""
+    for source, tensor in exact.items():
+        if tensor.is_floating_point():
+            copied = captured.add_constant(source.meta["constant"], tensor.to(torch.float32), source)
+            copied.meta["path"] = source.meta.get("path", copied.meta["path"])
+            source.replace_all_uses_with(copied, delete_user_cb=lambda user: user in kept)
+            if not source.users:  # the name is free again
+                copied.meta["constant"] = source.meta["constant"]
+                captured.graph.erase_node(source)
+    for node in kept:
+        if _is_float(node):
+            node.meta["dtype"] = torch.float32
+
+
+def _is_float(node: fx.Node) -> bool:
+    dtype = node.meta.get("dtype")
+    return dtype is not None and dtype.is_floating_point
+
+
+def _cast_borders(captured: CapturedGraph, dtype: torch.dtype, outputs: list[fx.Node], kept: set[fx.Node]) -> None:
+    """One cast for each value that is read in the other dtype: the float32 inputs, what operations `kept` in float32 read and give, the outputs."""
+    graph = captured.graph
+    sources = [source for source in captured.input_nodes if _is_float(source)]
+    for source in sources:
         source.meta["dtype"] = torch.float32
+    narrowed: dict[fx.Node, fx.Node] = {}
+    for value in [*sources, *captured.calls()]:
+        if not _is_float(value):
+            continue
+        wide = value in sources or value in kept
+        readers = [user for user in value.users if user.op == "call_function" and (user not in kept) == wide]
+        if readers or (value in sources and value in outputs):
+            target = dtype if wide else torch.float32
+            with graph.inserting_after(value):
+                cast = graph.call_function(aten.to.dtype, (value, target))
+            cast.meta.update(value.meta, dtype=target, path="input" if value in sources else value.meta.get("path", ""))
+            for reader in readers:
+                reader.replace_input_with(value, cast)
+            narrowed[value] = cast
     for position, output in enumerate(outputs):
-        output = inside.get(output, output)
+        if output in kept:
+            continue
+        output = narrowed[output] if output in sources else output
         with graph.inserting_before(graph.output_node()):
             outputs[position] = graph.call_function(aten.to.dtype, (output, torch.float32))
         outputs[position].meta.update(output.meta, dtype=torch.float32, path="output")

@@ -36,6 +36,7 @@ class Evidence:
         digests: of the parts of the file.
         golden: the golden pair, encoded.
         quantization: of an int8 file, how it was quantized and judged.
+        mixed_precision: of a float16 file, what of it stays in float32, and why.
     """
 
     captured: CapturedGraph
@@ -49,6 +50,7 @@ class Evidence:
     digests: Mapping[str, str]
     golden: Mapping[str, Any]
     quantization: Mapping[str, Any] | None = None
+    mixed_precision: Mapping[str, Any] | None = None
 
 
 def build_metadata(options: ExportOptions, evidence: Evidence) -> dict[str, Any]:
@@ -83,6 +85,7 @@ def build_metadata(options: ExportOptions, evidence: Evidence) -> dict[str, Any]
         "outputs": [{"name": name, "shape": shape, "dtype": "float32"} for name, shape in zip(evidence.output_names, shapes, strict=True)],
         "labels": _labels(info, options, shapes[0]),
         **({} if evidence.quantization is None else {"quantization": dict(evidence.quantization)}),
+        **({} if evidence.mixed_precision is None else {"mixed_precision": dict(evidence.mixed_precision)}),
         "passes": [str(report) for report in evidence.passes],
         "runtimes": list(evidence.reports),
         **({"left_out": dict(evidence.left_out)} if evidence.left_out else {}),

@@ -13,7 +13,7 @@ from fastcnn.errors import RequestError, UnknownNameError
 from fastcnn.export.formats import Format
 from fastcnn.precision import Precision
 from fastcnn.preprocessing import Preprocessing
-from fastcnn.quantization.request import Int8Request
+from fastcnn.quantization.request import HalfRequest, Int8Request
 
 Labels = str | os.PathLike[str] | Sequence[str] | None
 BatchSize = int | Literal["dynamic"]
@@ -53,6 +53,7 @@ class ExportOptions:
         preprocessing: from a picture to the model's input; None for the model's own.
         tolerance: bound on the relative L2 error in place of the rule of the precision; None for that rule.
         int8: what to calibrate with, and what passes; for that precision, and for no other.
+        half: pictures to find with what float16 is too narrow for, beside those that the file is checked with; for float16, and for no other.
 
     Raises RequestError where no file could be as asked.
     """
@@ -70,6 +71,7 @@ class ExportOptions:
     preprocessing: Preprocessing | None = None
     tolerance: float | None = None
     int8: Int8Request | None = None
+    half: HalfRequest | None = None
 
     def __post_init__(self) -> None:
         if self.opset is not None and not self.format.has_opset:
@@ -83,12 +85,13 @@ class ExportOptions:
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise RequestError(f"tolerance is a bound on the relative error, above 0 and below 1; it is {self.tolerance}")
 
-        self._check_int8()
+        self._check_calibration()
 
-    def _check_int8(self) -> None:
-        if self.precision is not Precision.int8:
-            if self.int8 is not None:
-                raise RequestError(f"--calibration is for --precision int8, and {self.precision.value} was asked for: leave one of them out")
+    def _check_calibration(self) -> None:
+        asked = self.precision
+        if (self.half is not None and asked is not Precision.fp16) or (self.int8 is not None and asked is not Precision.int8):
+            raise RequestError(f"--calibration is for --precision int8 and fp16, and {asked.value} was asked for: leave one of them out")
+        if asked is not Precision.int8:
             return
         if not self.format.has_int8:
             raise RequestError(f"int8 files are ONNX: a {self.format.title} file would compute in float32; give --onnx, or another --precision")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastcnn.errors import ParityError
+from fastcnn.errors import ParityError, RequestError
 from fastcnn.export import golden
 from fastcnn.export.options import ExportOptions
 from fastcnn.export.pixel_input import PixelInput, scale_and_shift
@@ -21,10 +21,12 @@ from fastcnn.graph.ir import CapturedGraph
 from fastcnn.parity import Expected, Outputs, ParityReport, expect
 from fastcnn.preprocessing import Preprocessing
 from fastcnn.quantization.build import Quantized, build, simulate
-from fastcnn.quantization.gate import Judgement, allowed_in_a_runtime, joined, judge
-from fastcnn.quantization.ranges import Ranges, find_ranges
+from fastcnn.quantization.gate import HeldOut, Judgement, allowed_in_a_runtime, joined, judge
+from fastcnn.quantization.quantize import round_weights
+from fastcnn.quantization.ranges import Levels, Ranges, find_ranges
 from fastcnn.quantization.request import Int8Request, Limits, QuantizeFor
 from fastcnn.quantization.scheme import Scheme, has_vnni, instruction_set
+from fastcnn.quantization.sensitivity import PICTURES, sensitivities
 
 # Of the pictures to judge by, those that stay in the file: as many levels as this share of the float weights has bytes, or a few small pictures'.
 _SHARE_OF_WEIGHTS, _SMALL = 0.005, 16384
@@ -39,17 +41,33 @@ class QuantizedGraph:
 
     Attributes:
         quantized: the graph, and how far it is from the reference in eager PyTorch.
-        pictures: [N, …] float32, preprocessed: the held-out ones, repeated to fill the last batch.
+        levels: the pictures to judge by: those that the calibration kept apart, or labelled ones.
+        held_out: the same, preprocessed, with their labels if there are any; repeated to fill the last batch.
         slices: the batches.
-        portable: weights have 7 bits.
+        graph: what was quantized, and `scheme` how.
     """
 
     request: Int8Request
     ranges: Ranges
     quantized: Quantized
-    pictures: Tensor
+    levels: Levels
+    held_out: HeldOut
     slices: tuple[tuple[int, int], ...]
-    portable: bool
+    graph: CapturedGraph
+    scheme: Scheme
+
+    @property
+    def portable(self) -> bool:
+        """Weights have 7 bits."""
+        return self.scheme.weight_bits < 8
+
+    def worst(self) -> str:
+        """The layers that hurt most, with what rounding each alone does to the output."""
+        rows = self.quantized.sensitivity
+        if not rows:
+            weights = round_weights(self.graph, self.scheme)
+            rows = tuple(sensitivities(self.graph, self.ranges.of(self.scheme), self.scheme, weights, self.held_out.pictures[:PICTURES]))
+        return ", ".join(f"{row.layer} ({row.square**0.5:.2g})" for row in rows[:3])
 
     def description(self, judgements: Sequence[Judgement]) -> dict[str, Any]:
         """What the file says of its quantization."""
@@ -62,7 +80,8 @@ class QuantizedGraph:
             "layers": self.quantized.layers,
             "float_layers": list(self.quantized.float_layers),
             "limits": {"max_error": limits.max_error, "max_accuracy_drop": limits.max_accuracy_drop},
-            "held_out": len(self.ranges.held_out.levels),
+            "held_out": len(self.levels.levels),
+            **({} if self.request.labelled is None else {"labels": self.request.labels_from}),
             "gate": {judgement.runtime: judgement.figures() for judgement in judgements},
             **({"sensitivity": [row.to_dict() for row in self.quantized.sensitivity]} if self.request.sensitivity else {}),
         }
@@ -89,25 +108,40 @@ def quantize_graph(
     request = options.int8
     assert request is not None
     ranges = find_ranges(request, graph, preprocessing, weights_sha256, say)
-    pictures, slices = _batched(ranges.held_out.values(), options)
+    levels, labels = ranges.held_out, None
+    if request.labelled is not None:
+        levels, labels = Levels.of(request.labelled[0]), request.labelled[1]
+    order, slices = _batched(len(levels.levels), options)
+    held_out = HeldOut(levels.values()[order], None if labels is None else labels[order].numpy())
     say("reference in float64")
-    expected = expect(model, pictures, slices, dtype=torch.float32)
+    expected = expect(model, held_out.pictures, slices, dtype=torch.float32)
+    _check_labels(expected.reference[0], held_out.labels, request.labels_from, graph.info["name"])
     scheme = Scheme.of(request.quantize_for, portable=request.portable)
-    quantized = build(graph, ranges, scheme, request.limits, expected, pictures, table=request.sensitivity, say=say)
-    return QuantizedGraph(request, ranges, quantized, pictures, slices, scheme.weight_bits < 8)
+    quantized = build(graph, ranges, scheme, request.limits, expected, held_out, table=request.sensitivity, say=say)
+    return QuantizedGraph(request, ranges, quantized, levels, held_out, slices, graph, scheme)
 
 
-def _batched(pictures: Tensor, options: ExportOptions) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
-    """The pictures, the first ones again at the end where a fixed batch wants more, and their batches."""
+def _check_labels(first: Outputs, labels: NDArray[np.int64] | None, source: str, name: str) -> None:
+    """Raises RequestError where the first output of the reference is no classes for these labels."""
+    if labels is None:
+        return
+    shape = first[0].shape
+    if len(shape) != 2:
+        raise RequestError(f"{name} gives no classes [N, K] but {list(shape)}: the labels of {source} say nothing of it; leave them out")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < shape[1]:
+        raise RequestError(f"{name} has {shape[1]} classes, and {source} has labels up to {int(labels.max())}: they do not belong together")
+
+
+def _batched(count: int, options: ExportOptions) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
+    """The numbers of the pictures, the first ones again at the end where a fixed batch wants more, and their batches."""
     sizes = [options.batch_size] if options.batch_size is not None else [*options.batch_sizes, _USUAL_BATCH]
     slices: list[tuple[int, int]] = []
-    while not slices or slices[-1][1] < len(pictures):
+    while not slices or slices[-1][1] < count:
         start = slices[-1][1] if slices else 0
         slices.append((start, start + sizes[min(len(slices), len(sizes) - 1)]))
     if options.batch_size is None:  # the last batch takes what is left
-        slices = [(start, min(stop, len(pictures))) for start, stop in slices]
-    total = slices[-1][1]
-    return torch.cat([pictures] * -(-total // len(pictures)))[:total], tuple(slices)
+        slices = [(start, min(stop, count)) for start, stop in slices]
+    return torch.arange(slices[-1][1]) % count, tuple(slices)
 
 
 def judge_file(
@@ -128,19 +162,20 @@ def judge_file(
     Raises:
         ParityError: a runtime refuses the file, or misses the limits; says which, and what can be done.
     """
-    pictures = made.pictures if front is None else _levels(made.pictures, front)
+    pictures, labels = made.held_out.pictures, made.held_out.labels
+    pictures = pictures if front is None else _levels(pictures, front)
     expected = expect(reference, pictures, made.slices, dtype=torch.float32)
     batches = [np.ascontiguousarray(pictures[start:stop].numpy()) for start, stop in made.slices]
     limits, truth = made.request.limits, joined(expected.reference)
     simulated = made.quantized.judgement
     if front is not None or options.softmax:
         outputs = simulate(finished, pictures, made.slices)
-        simulated = judge(outputs, truth, limits, runtime=simulated.runtime, probabilities=options.softmax)
+        simulated = judge(outputs, truth, limits, runtime=simulated.runtime, probabilities=options.softmax, labels=labels)
     judgements, answers = [], {}
     for name, run in _runtimes(made.request.quantize_for).items():
         say(f"judge in {name}")
         answers[name] = run(draft, batches)
-        found = judge(joined(answers[name]), truth, limits, runtime=name, probabilities=options.softmax)
+        found = judge(joined(answers[name]), truth, limits, runtime=name, probabilities=options.softmax, labels=labels)
         if not found.passed or found.relative_error > allowed_in_a_runtime(simulated.relative_error):
             raise ParityError(_refusal(options.path, made, found, simulated.relative_error), ParityReport.of([found.row(limits)], "int8"))
         judgements.append(found)
@@ -157,7 +192,7 @@ def _refusal(path: Path, made: QuantizedGraph, found: Judgement, own: float) -> 
     how = f"misses the limits: {found.reason}" if found.reason else f"is off by {found.relative_error:.3g}"
     text = f"{path} was not written: {found.runtime} {how}"
     if found.relative_error <= allowed_in_a_runtime(own):
-        return text
+        return f"{text}; the layers that hurt most: {made.worst()}"
     text += f", while the same graph is off by {own:.2g} in eager PyTorch: {found.runtime} computes it wrongly"
     if not made.portable and not has_vnni():
         return f"{text}; this CPU has no VNNI, so that weights of 8 bits saturate: --portable (portable=True) keeps them to 7"
@@ -180,12 +215,12 @@ def _kept(
     room = int(min(_MOST, max(_FEWEST, max(weights * _SHARE_OF_WEIGHTS, _SMALL) // pictures[0].numel())))
     slices = [bounds for bounds in made.slices if bounds[1] <= max(room, made.slices[0][1])]
     stop = slices[-1][1]
-    unique = min(stop, len(made.ranges.held_out.levels))  # the others are these again
+    unique = min(stop, len(made.levels.levels))  # the others are these again
     kept = range(len(slices))
     truth, limits = joined([expected.reference[index] for index in kept]), made.request.limits
     own = [judge(joined(runs[: len(slices)]), truth, limits, runtime=name, probabilities=options.softmax) for name, runs in answers.items()]
     tolerance = allowed_in_a_runtime(max(judgement.relative_error for judgement in own))
-    levels = made.ranges.held_out
+    levels = made.levels
     pair = golden.GoldenInput(levels.levels[:unique], levels.scale, levels.offset) if front is None else golden.GoldenInput(pictures[:unique].numpy())
     batches = tuple(tuple(row % unique for row in range(start, end)) for start, end in slices)
     outputs = tuple(expected.reference[index] for index in kept)

@@ -229,6 +229,7 @@ _DESCRIPTION = _object(
         "opset": _whole(1, 1000),
         "precision": _text,
         "quantization": _mapping(_anything),
+        "mixed_precision": _mapping(_anything),
         "labels": _none_or(_list(_text)),
         "passes": _list(_text),
         "runtimes": _list(_text, 1),

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
+import math
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fastcnn.engines import available_backends, get_engine
 from fastcnn.engines.base import Engine
-from fastcnn.errors import BackendError, FastcnnError, RequestError
+from fastcnn.errors import BackendError, FastcnnError, InputError, ParityError, RequestError
 from fastcnn.graph.capture import capture
 from fastcnn.graph.given import unwrap
 from fastcnn.graph.passes import INT8_PASSES, run_passes
@@ -23,7 +26,7 @@ from fastcnn.inputs import Inputs, as_inputs, copies, cut
 from fastcnn.int8_builder import Int8Builder
 from fastcnn.localization import first_that_differs
 from fastcnn.optimized_module import ModuleSource, OptimizedModule
-from fastcnn.parity import Expected, compare, expect, flatten
+from fastcnn.parity import Expected, ParityReport, compare, expect, flatten, verify
 from fastcnn.precision import exact_float32
 from fastcnn.quantization.request import Calibration, Int8Request, Limits
 from fastcnn.target import Target
@@ -40,12 +43,13 @@ def optimize(
     model: nn.Module,
     example_input: Inputs,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     backend: str = "auto",
     allow_tf32: bool = False,
     check: bool = True,
     calibration: Calibration | None = None,
     max_error: float | None = None,
+    max_accuracy_drop: float | None = None,
 ) -> OptimizedModule:
     """Make the fastest module that computes the same function as `model`, which stays untouched.
 
@@ -55,15 +59,17 @@ def optimize(
             `auto` measures with this batch.
         dtype: what weights are rounded to and the engine computes in: the dtype of the first floating-point example by default, float32 where there
             are integers alone; `torch.float16` or `torch.bfloat16` on request;
-            `torch.int8` for products of 8-bit numbers between a float32 input and output, on onnxruntime and openvino, with `calibration`.
+            `torch.int8` for products of 8-bit numbers between a float32 input and output, on onnxruntime and openvino, with `calibration`; "auto" for
+            the fastest of float32, bfloat16 and, with `calibration`, int8, of those that keep to `max_error`.
         backend: "torch", "triton", "onnxruntime", "openvino" or "ncnn"; an explicit one never falls back to another. "auto" times those that can
             run and keeps the fastest.
         allow_tf32: float32 products may round their operands to 10 bits of mantissa on a GPU whose tensor cores are faster so.
         check: hold the result against the reference in float64 on the example before it is returned; in int8, on pictures kept apart.
         calibration: of int8: a folder of pictures, which become input as the model says; a .npy or .npz file, or an array, of preprocessed ones
             [N, C, H, W]; or the .json file of ranges that an export saved.
-        max_error: of int8: bound on the relative L2 error on pictures kept apart, 0.1 by default; layers that hurt most go back to float until it
-            holds.
+        max_error: bound on the relative L2 error: of int8 on pictures kept apart, 0.1 by default, layers that hurt most going back to float until it
+            holds; of bfloat16 with dtype="auto", which has no default, on the example.
+        max_accuracy_drop: of int8: the share of the pictures kept apart that may get another best class, 0.02 by default.
 
     Raises:
         InputError, CaptureError: see `fastcnn.graph.capture.capture`.
@@ -71,27 +77,73 @@ def optimize(
         ParityError: the result does not compute the same function; of an explicit backend the error names the first operation that differs.
         RequestError: int8 without pictures that can serve, or options of int8 for another dtype.
     """
-    engine = None if backend == "auto" else get_engine(backend)
-    int8 = _int8_request(dtype, calibration, max_error)
-    builder = Builder(model, example_input, dtype=dtype, allow_tf32=allow_tf32, check=check, int8=int8)
-    return _fastest(builder) if engine is None else builder.build(engine)
+    limits = {name: value for name, value in (("max_error", max_error), ("max_accuracy_drop", max_accuracy_drop)) if value is not None}
+    request = Request(dtype, backend, allow_tf32=allow_tf32, check=check, calibration=calibration, limits=limits)
+    return build(model, example_input, request)[0]
 
 
-def _int8_request(dtype: torch.dtype | None, calibration: Calibration | None, max_error: float | None) -> Int8Request | None:
-    """The options of int8, for that dtype and no other. Raises RequestError."""
-    if dtype != torch.int8:
-        if calibration is not None or max_error is not None:
-            raise RequestError(f"calibration and max_error are for dtype=torch.int8, and dtype is {dtype}: leave them out")
-        return None
-    if calibration is None:
-        raise RequestError("dtype torch.int8 needs calibration=: a folder of pictures, a .npy file or an array of preprocessed ones, or ranges.json")
-    return Int8Request(calibration=calibration, limits=Limits() if max_error is None else Limits(max_error))
+@dataclass(frozen=True)
+class Request:
+    """What is asked of `optimize`, whose arguments these are; `limits` are those of max_error and max_accuracy_drop that were given.
+
+    Raises RequestError where they do not fit each other, BackendError for a backend that there is not.
+    """
+
+    dtype: torch.dtype | Literal["auto"] | None = None
+    backend: str = "auto"
+    _: KW_ONLY
+    allow_tf32: bool = False
+    check: bool = True
+    calibration: Calibration | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.backend != "auto":
+            get_engine(self.backend)
+        if self.dtype == "auto":
+            if "max_error" not in self.limits:
+                raise RequestError('dtype "auto" needs max_error=: how far the answers of a faster precision may be off, as in max_error=0.02')
+            Limits(**self.limits)
+        elif self.dtype != torch.int8 and (self.calibration is not None or self.limits):
+            raise RequestError(f"calibration, max_error and max_accuracy_drop are for dtype=torch.int8, and dtype is {self.dtype}: leave them out")
+        elif self.dtype == torch.int8 and self.calibration is None:
+            raise RequestError(
+                "dtype torch.int8 needs calibration=: a folder of pictures, a .npy file or an array of preprocessed ones, or ranges.json"
+            )
+
+    @property
+    def int8(self) -> Int8Request | None:
+        """The quantization that is asked for."""
+        return None if self.calibration is None else Int8Request(calibration=self.calibration, limits=Limits(**self.limits))
+
+
+def build(model: nn.Module, example: Inputs, request: Request, say: Callable[[str], None] = lambda stage: None) -> tuple[OptimizedModule, Builder]:
+    """As `optimize`; also gives what built the module, which checks another one of the same kind. `say` is told each stage of a calibration."""
+    model = unwrap(model)
+    # With several candidates only what was built right may win.
+    check = request.check or request.dtype == "auto"
+    examples = as_inputs(example)
+    if request.int8 is not None and (len(examples) > 1 or not examples[0].is_floating_point()):
+        raise RequestError("int8 is for models of one floating-point input: its calibration shows pictures to that one")
+    if request.dtype != "auto":
+        int8 = None if request.int8 is None else Int8Builder(model, examples[0], request.int8, say)
+        builders = [Builder(model, example, dtype=request.dtype, allow_tf32=request.allow_tf32, check=check, int8=int8)]
+    else:
+        if any(one.is_floating_point() and one.dtype != torch.float32 for one in examples):
+            raise InputError(f'dtype "auto" begins with float32; the example is {examples[0].dtype}')
+        first = Builder(model, example, allow_tf32=request.allow_tf32, check=check)
+        builders = [first, first.again(torch.bfloat16, max_error=request.limits["max_error"])]
+        if request.int8 is not None:
+            builders.append(first.again(torch.int8, int8=Int8Builder(model, examples[0], request.int8, say)))
+    if len(builders) == 1 and request.backend != "auto":
+        return builders[0].build(get_engine(request.backend)), builders[0]
+    return _fastest(builders, list(available_backends()) if request.backend == "auto" else [request.backend])
 
 
 class Builder:
     """Builds a module with one engine after another from one capture; what they have in common, the ONNX model and the float64 run, is made once.
 
-    Arguments and errors as in `optimize`.
+    Arguments and errors as in `optimize`; `int8` quantizes for that dtype.
     """
 
     def __init__(
@@ -102,7 +154,7 @@ class Builder:
         dtype: torch.dtype | None = None,
         allow_tf32: bool = False,
         check: bool = True,
-        int8: Int8Request | None = None,
+        int8: Int8Builder | None = None,
     ) -> None:
         if dtype is not None and dtype not in _DTYPES:
             raise RequestError(f"dtype {dtype} is not one of {', '.join(map(str, _DTYPES))}")
@@ -112,12 +164,27 @@ class Builder:
         own = next((one.dtype for one in self.examples if one.is_floating_point()), torch.float32)
         self.target = Target(self.examples[0].device, dtype or own, self.examples[0].shape[0], allow_tf32)
         self.model, self.check = model, check
-        if int8 is not None and (len(self.examples) > 1 or not self.examples[0].is_floating_point()):
-            raise RequestError("int8 is for models of one floating-point input: its calibration shows pictures to that one")
-        self._int8 = None if int8 is None else Int8Builder(model, self.examples[0], int8)
+        self._int8, self._max_error = int8, math.inf
         self._state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
         self._sources: dict[tuple[str, ...], ModuleSource] = {}
         self._artifacts: dict[tuple[str, ...], bytes] = {}
+
+    def again(self, dtype: torch.dtype, *, int8: Int8Builder | None = None, max_error: float = math.inf) -> Builder:
+        """A builder for another dtype from the same capture; `max_error` bounds the relative error on the example, beside the rule of the dtype."""
+        other = copy.copy(self)
+        vars(other).pop("_expected", None)
+        other.target, other._int8, other._max_error = replace(self.target, dtype=dtype), int8, max_error
+        other._sources, other._artifacts = {}, {}
+        return other
+
+    @property
+    def precision(self) -> str:
+        """The dtype's name."""
+        return str(self.target.dtype).removeprefix("torch.")
+
+    def verify(self, module: OptimizedModule) -> ParityReport:
+        """Holds a module of this dtype, whoever built it, against the model: on pictures kept apart in int8, by the rules of parity otherwise."""
+        return self._int8.report(module) if self._int8 is not None else verify(module, self.model, cut(self.examples, 0, 2))
 
     def build(self, engine: Engine, *, locate: bool = True) -> OptimizedModule:
         """The module that runs on `engine`, held against the reference where the builder checks.
@@ -172,6 +239,8 @@ class Builder:
         wrong = next((row for row in report.rows if row.reason), None)
         where = self._first_that_differs(module, cut(pictures, 0, wrong.batch_size), wrong.tolerance) if wrong is not None and locate else None
         report.require(f"backend {module.backend!r}" + (f", from {where} on," if where else ""))
+        if report.relative_error > self._max_error:
+            raise ParityError(f"relative error {report.relative_error:.2g} on the example is above max_error {self._max_error:g}", report)
 
     def _first_that_differs(self, module: OptimizedModule, pictures: tuple[Tensor, ...], tolerance: float) -> str | None:
         try:
@@ -181,29 +250,21 @@ class Builder:
             return None
 
 
-def _fastest(builder: Builder) -> OptimizedModule:
-    """Build with every engine that can run, time them in turns, keep the fastest; the choice is in the log and in the plan."""
-    built: dict[str, OptimizedModule] = {}
+def _fastest(builders: Sequence[Builder], names: Sequence[str]) -> tuple[OptimizedModule, Builder]:
+    """Build with every engine of `names` that can run, time them in turns, keep the fastest; the choice is in the log and in the plan."""
+    built: dict[str, tuple[OptimizedModule, Builder]] = {}
     left_out: list[BackendTiming] = []
-    for name, reason in available_backends().items():
-        if reason is None:
-            engine = get_engine(name)
-            reason = engine.unfit_for_auto() or engine.unsupported(builder.target)
-        if reason is None:
-            try:
-                module = builder.build(engine, locate=False)
-                module(*builder.examples)  # also where nothing was checked: what cannot run is not timed
-                built[name] = module
-                continue
-            except FastcnnError as error:
-                reason = str(error)
-            except Exception as error:  # whatever a runtime raises: the others still run
-                log.debug("auto: %s broke", name, exc_info=True)
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        left_out.append(BackendTiming(name, None, reason))
+    for builder in builders:
+        for name in names:
+            label = name if len(builders) == 1 else f"{name} {builder.precision}"
+            made = _attempt(builder, name, asked=len(names) == 1)
+            if isinstance(made, str):
+                left_out.append(BackendTiming(label, None, made))
+            else:
+                built[label] = made, builder
     if not built:
         raise BackendError("no backend can run this model: " + "; ".join(f"{timing.backend}: {timing.why}" for timing in left_out))
-    times = time_in_turns(built, builder.examples)
+    times = time_in_turns({label: module for label, (module, _) in built.items()}, builders[0].examples)
     best = min(times, key=times.__getitem__)
     timed = [
         BackendTiming(name, seconds * 1e3, "the fastest" if name == best else f"{seconds / times[best]:.2f}× the time of {best}")
@@ -211,9 +272,28 @@ def _fastest(builder: Builder) -> OptimizedModule:
     ]
     for timing in (*timed, *left_out):
         log.info("auto: %s: %s (%s)", timing.backend, f"{timing.milliseconds:.2f} ms" if timing.milliseconds else "left out", timing.why)
-    fastest = built[best]
+    fastest, builder = built[best]
     # A source of its own: backends with the same passes share theirs, and what was measured belongs to this module.
-    return OptimizedModule(replace(fastest.source, choice=(*timed, *left_out)), fastest.engine, fastest.lowered)
+    return OptimizedModule(replace(fastest.source, choice=(*timed, *left_out)), fastest.engine, fastest.lowered), builder
+
+
+def _attempt(builder: Builder, name: str, *, asked: bool) -> OptimizedModule | str:
+    """The module that the backend `name` makes, or why there is none; one that was `asked` for need not be fit for `auto`."""
+    reason = available_backends()[name]
+    if reason is None:
+        engine = get_engine(name)
+        reason = (None if asked else engine.unfit_for_auto()) or engine.unsupported(builder.target)
+    if reason is not None:
+        return reason
+    try:
+        module = builder.build(engine, locate=False)
+        module(*builder.examples)  # also where nothing was checked: what cannot run is not timed
+        return module
+    except FastcnnError as error:
+        return str(error)
+    except Exception as error:  # whatever a runtime raises: the others still run
+        log.debug("auto: %s broke", name, exc_info=True)
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _widened(example: Tensor, dtype: torch.dtype) -> Tensor:

@@ -66,3 +66,29 @@ def test_what_cannot_be_is_told(model: nn.Module, digits: torch.Tensor) -> None:
         fastcnn.optimize(model, digits[:1], dtype=torch.int8, backend="torch", calibration=digits)
     with pytest.raises(ParityError, match="misses its limits in int8"):
         fastcnn.optimize(model, digits[:1], dtype=torch.int8, backend="onnxruntime", calibration=digits, max_error=1e-6)
+
+
+def test_auto_takes_a_faster_precision_only_where_it_was_asked_for(model: nn.Module, digits: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastcnn import optimization
+
+    def times(modules: dict[str, nn.Module], example: torch.Tensor) -> dict[str, float]:
+        return {name: 1.0 if "int8" in name else 2.0 if "bfloat16" in name else 3.0 for name in modules}
+
+    monkeypatch.setattr(optimization, "time_in_turns", times)
+    asked = {"dtype": "auto", "backend": "onnxruntime", "max_error": 0.1}
+    assert fastcnn.optimize(model, digits[:2], **asked, calibration=digits).dtype == torch.int8
+    assert fastcnn.optimize(model, digits[:2], **asked).dtype == torch.float32  # no bfloat16 there
+    bfloat16 = fastcnn.optimize(model, digits[:2], **asked | {"backend": "torch"}, calibration=digits)
+    assert bfloat16.dtype == torch.bfloat16
+    assert {timing.backend for timing in bfloat16.plan.choice} == {"torch float32", "torch bfloat16", "torch int8"}
+    assert bfloat16(digits[:1]).dtype == torch.float32
+    assert fastcnn.optimize(model, digits[:2], **asked | {"backend": "torch", "max_error": 1e-6}).dtype == torch.float32
+    with pytest.raises(RequestError, match='dtype "auto" needs max_error='):
+        fastcnn.optimize(model, digits[:2], dtype="auto")
+
+
+def test_a_saved_bfloat16_module_is_the_same(model: nn.Module, digits: torch.Tensor, tmp_path: Path) -> None:
+    fast = fastcnn.optimize(model, digits[:2], dtype=torch.bfloat16, backend="torch")
+    again = fastcnn.load(fastcnn.save(fast, tmp_path / "model.fast"))
+    assert (again.dtype, again.backend) == (torch.bfloat16, "torch")
+    assert torch.equal(again(digits[:5]), fast(digits[:5]))

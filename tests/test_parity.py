@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fastcnn.errors import ParityError, RequestError
 from fastcnn.optimization import optimize
-from fastcnn.parity import Expected, bound, compare, make_pictures, verify
+from fastcnn.parity import Expected, bound, compare, expect, make_pictures, verify
 from fastcnn.parity.rules import CEILING
 from fastcnn.precision import exact_float32
 
@@ -119,6 +119,43 @@ def test_nan_and_infinity_must_come_out_where_eager_has_them(candidate: Callable
     assert report.passed == passes
     if not passes:
         assert "NaN or infinity" in report.failures[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_that_names_a_dtype_has_a_yardstick_in_each(dtype: torch.dtype) -> None:
+    class Named(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * torch.tensor([0.5, 2.0]))
+
+    torch.manual_seed(0)
+    model, example = Named(2, 3).eval(), torch.rand(2, 2)
+    report = verify(lambda x: model(x).to(dtype), model, example, dtype=dtype)
+    assert report.passed
+    assert "every operation brought to" in report.summary()
+
+
+def test_where_eager_float16_overflows_a_wider_candidate_is_held_to_what_bfloat16_tells() -> None:
+    model, example = nn.Linear(3, 2, bias=False).eval(), torch.rand(2, 3) + 3
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[5e4, 1e2, -3e3], [0.3, 0.7, -0.1]]))
+        truth = model(example)
+    slices = [(0, 1), (0, 2)]
+    plain, widened = (expect(model, example, slices, dtype=torch.float16, widened=widened) for widened in (False, True))
+    assert not np.isfinite(plain.eager[0][0]).all()
+    assert np.isfinite(widened.eager[1][0]).all()
+
+    def passes(scale: float, expected: Expected) -> bool:
+        outputs = [[(truth[start:stop] * scale).double().numpy()] for start, stop in slices]
+        return compare(outputs, expected).passed
+
+    assert passes(1.0, widened)
+    assert passes(1.0004, widened)
+    assert not passes(1.06, widened)
+    assert not passes(float("inf"), widened)
+    assert not passes(1.0, plain)
+    # Where eager float16 has numbers, it stays the yardstick; so it does for input that is not ordinary.
+    example[0, 0] = math.inf
+    assert not np.isfinite(expect(model, example, slices, dtype=torch.float16, widened=True).eager[0][0]).all()
 
 
 def test_a_result_that_is_not_finite_on_ordinary_input_fails_whatever_eager_does() -> None:

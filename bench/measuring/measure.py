@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from fastcnn.bench.measuring.timing import Instruments, Sample
-from fastcnn.bench.peers.base import Accuracy, Peer, Runner
-from fastcnn.bench.peers.subject import Subject
+from fastcnn.bench.peers.base import Peer, Runner
+from fastcnn.bench.peers.subject import Accuracy, Subject
 from fastcnn.bench.records.result import BEST_PEER, GroupResult, RowResult, Status, WarmUp
 from fastcnn.errors import BackendError, DeviceMemoryError, ParityError, RequestError
 from fastcnn.parity import Expected, bound, compare, expect, flatten
@@ -189,6 +189,7 @@ class _Measuring:
         """Set-up, parity and warm-up of one row; None, and the reason in the row, where it has nothing to time."""
         first = self.inputs[0]
         try:
+            row.precision = peer.computes_in(self.subject.precision).value
             row.reason = peer.available(self.device, self.subject.precision)
             if row.reason is not None:
                 row.status = Status.ABSENT
@@ -197,7 +198,7 @@ class _Measuring:
             prepared = peer.prepare(self.subject, first, self.settings.threads)
             outputs = [flatten(prepared.run(first))]
             row.setup_seconds = self.instruments.clock.now() - start + prepared.reused_seconds
-            row.proof = prepared.proof
+            row.proof, row.size_bytes = prepared.proof, prepared.size_bytes
             outputs += [flatten(prepared.run(x)) for x in self.inputs[1:2]]
             report = compare(outputs, expected, tolerance=self.group.tolerance)
             row.relative_error = report.relative_error

@@ -17,26 +17,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastcnn.bench.peers.subject import Subject
+from fastcnn.bench.peers.subject import Accuracy, Subject
 from fastcnn.errors import BackendError
 from fastcnn.precision import Precision
 
 Runner = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """On pictures that were not used for rounding.
-
-    Attributes:
-        relative_error: L2, over all of them.
-        agreement: share of the pictures with the best class of the reference.
-        bound: the largest relative error that still is this row's function.
-    """
-
-    relative_error: float
-    agreement: float
-    bound: float
 
 
 @dataclass(frozen=True)
@@ -48,12 +33,14 @@ class Prepared:
         proof: where and how it runs, read back from the runtime.
         reused_seconds: set-up work that an earlier row did for this one too.
         accuracy: of a row that rounds by pictures: how far it is off on those kept apart, which stands in place of the rule for exact rows.
+        size_bytes: what its file takes, or its weights; None where nobody counted.
     """
 
     run: Runner
     proof: Mapping[str, str]
     reused_seconds: float = 0.0
     accuracy: Accuracy | None = None
+    size_bytes: int | None = None
 
 
 class Peer(ABC):
@@ -67,7 +54,7 @@ class Peer(ABC):
     name: ClassVar[str]
     ours: ClassVar[bool] = False
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
-    # A run in int8 is one of rows in int8 beside rows in float32, which it is held against.
+    # A run in int8 is one of rows in int8 and bfloat16 beside rows in float32, which they are held against.
     precisions: ClassVar[tuple[Precision, ...]] = tuple(precision for precision in Precision if precision is not Precision.int8)
 
     def available(self, device: str = "cpu", precision: Precision = Precision.fp32) -> str | None:
@@ -77,6 +64,10 @@ class Peer(ABC):
         if not {precision, Precision.fp32 if precision is Precision.int8 else precision} & set(self.precisions):
             return f"measured in {', '.join(self.precisions)} only"
         return self.missing()
+
+    def computes_in(self, precision: Precision) -> Precision:
+        """What the row computes in, in a run of that precision."""
+        return Precision.fp32 if precision is Precision.int8 else precision
 
     def missing(self) -> str | None:
         """What the row needs and this machine lacks, in one line."""

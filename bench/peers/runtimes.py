@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fastcnn.bench.peers.base import Accuracy, Peer, Prepared, Runner, not_importable
-from fastcnn.bench.peers.subject import Subject
+from fastcnn.bench.peers.base import Peer, Prepared, Runner, not_importable
+from fastcnn.bench.peers.subject import Accuracy, Subject
 from fastcnn.errors import BackendError
 from fastcnn.export import read_metadata
 from fastcnn.precision import Precision
@@ -56,7 +56,7 @@ class OnnxRuntime(FromFile):
         """A session on the row's file."""
         path, reused = self.file(subject, example)
         run, proof = onnxruntime_runner(path, threads)
-        return Prepared(run, proof, reused, self.accuracy(path))
+        return Prepared(run, proof, reused, self.accuracy(path), path.stat().st_size)
 
 
 class FileInOnnxRuntime(OnnxRuntime):
@@ -85,7 +85,7 @@ class OnnxRuntimeCuda(FromFile):
         """A session on the row's file, bound to PyTorch's memory."""
         path, reused = self.file(subject, example)
         run, proof = bound_runner(path, self.providers(subject, example), example)
-        return Prepared(run, {**proof, **self.more_proof(subject)}, reused)
+        return Prepared(run, {**proof, **self.more_proof(subject)}, reused, size_bytes=path.stat().st_size)
 
     def providers(self, subject: Subject, example: Tensor) -> Providers:
         """What the session is asked for, in order of preference."""
@@ -181,7 +181,8 @@ class OpenVino(FromFile):
             return torch.from_numpy(request.infer({0: x.numpy()}, share_inputs=True)[0])
 
         granted = compiled.get_property("INFERENCE_NUM_THREADS")
-        return Prepared(run, {"device": "CPU", "precision": precision, "threads": str(granted)}, reused, self.accuracy(path))
+        proof = {"device": "CPU", "precision": precision, "threads": str(granted)}
+        return Prepared(run, proof, reused, self.accuracy(path), path.stat().st_size)
 
 
 class FileInOpenVino(OpenVino):
@@ -197,6 +198,10 @@ class _Int8File(FromFile):
     ours = True
     precisions: ClassVar[tuple[Precision, ...]] = (Precision.int8,)
     runtime: ClassVar[str]
+
+    def computes_in(self, precision: Precision) -> Precision:
+        """int8."""
+        return Precision.int8
 
     def file(self, subject: Subject, example: Tensor) -> tuple[Path, float]:
         """One file for every runtime."""

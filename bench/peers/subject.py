@@ -7,6 +7,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -22,11 +23,31 @@ from fastcnn.models.opening import input_size_of, open_model
 from fastcnn.models.preprocessing_of import preprocessing_of
 from fastcnn.models.request import ModelRequest
 from fastcnn.models.sources import Kind
+from fastcnn.parity import Expected, expect, flatten
 from fastcnn.precision import Precision
+from fastcnn.quantization.gate import joined, judge
+from fastcnn.quantization.request import Limits
 from fastcnn.quantization.samples import draw
 from fastcnn.runtimes.onnxruntime import open_session
 
+# Pictures that rows in bfloat16 are judged by.
+_JUDGED, _JUDGED_AT_ONCE = 32, 8
 WEIGHTS = "random (seed 0), scaled so that no layer inflates its signal"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """On pictures that were not used for rounding.
+
+    Attributes:
+        relative_error: L2, over all of them.
+        agreement: share of the pictures with the best class of the reference.
+        bound: the largest relative error that still is this row's function.
+    """
+
+    relative_error: float
+    agreement: float
+    bound: float
 
 
 class Subject:
@@ -47,6 +68,7 @@ class Subject:
         self.precision, self.device, self._calibration = precision, torch.device(device), calibration
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._seconds: dict[Path, float] = {}
+        self._judged: tuple[Tensor, Expected] | None = None
 
     def __enter__(self) -> Subject:
         self._folder = tempfile.TemporaryDirectory(prefix="fastcnn-bench-")
@@ -115,6 +137,19 @@ class Subject:
             return None
         drawn = draw(self._calibration, size, preprocessing_of(self.model), count).all()
         return torch.cat([drawn] * -(-count // len(drawn)))[:count].to(self.device)
+
+    def accuracy_of(self, module: Callable[[Tensor], Tensor], size: Sequence[int], bound: float) -> Accuracy:
+        """How far `module` is off the float64 reference on calibration pictures [N, *size]; `bound` is the most that passes."""
+        if self._judged is None:
+            pictures = self.pictures(_JUDGED, size)
+            assert pictures is not None, "a run of several precisions has pictures"
+            slices = [(start, start + _JUDGED_AT_ONCE) for start in range(0, _JUDGED, _JUDGED_AT_ONCE)]
+            self._judged = pictures, expect(self.model, pictures, slices, dtype=torch.float32)
+        pictures, expected = self._judged
+        with torch.no_grad():
+            outputs = joined([flatten(module(pictures[start:stop])) for start, stop in expected.slices])
+        found = judge(outputs, joined(expected.reference), Limits(max_error=bound), runtime="")
+        return Accuracy(found.relative_error, found.top1_agreement, bound)
 
     def _made_once(self, name: str, write: Callable[[Path], None]) -> tuple[Path, float]:
         path = self._root() / name

@@ -6,7 +6,16 @@ import fnmatch
 from collections.abc import Sequence
 
 from fastcnn.bench.peers.base import Peer
-from fastcnn.bench.peers.fastcnn import Fastcnn, FastcnnNcnn, FastcnnOnnxRuntime, FastcnnOpenVino, FastcnnTorch, FastcnnTriton
+from fastcnn.bench.peers.fastcnn import (
+    Bfloat16OnOpenVino,
+    Bfloat16OnTorch,
+    Fastcnn,
+    FastcnnNcnn,
+    FastcnnOnnxRuntime,
+    FastcnnOpenVino,
+    FastcnnTorch,
+    FastcnnTriton,
+)
 from fastcnn.bench.peers.ncnn import Ncnn
 from fastcnn.bench.peers.runtimes import (
     FileInOnnxRuntime,
@@ -53,6 +62,8 @@ PEERS: dict[str, type[Peer]] = {
         FileInOpenVino,
         Int8InOnnxRuntime,
         Int8InOpenVino,
+        Bfloat16OnTorch,
+        Bfloat16OnOpenVino,
         FastcnnTorch,
         FastcnnOnnxRuntime,
         FastcnnOpenVino,
@@ -66,8 +77,8 @@ PEERS: dict[str, type[Peer]] = {
 def select_peers(names: Sequence[str] | None, device: str = "cpu", precision: Precision = Precision.fp32) -> list[Peer]:
     """The rows by name or wildcard, in the order of the table; all of them for None.
 
-    Rows of another device, and those in int8 of a run that is not, are left out unless they are named in full: a CPU run has no use for a list of
-    absent CUDA rows. Raises UnknownNameError for a name that no row has.
+    Rows of another device, and those for int8 runs of a run that is none, are left out unless they are named in full: a CPU run has no use for a
+    list of absent CUDA rows. Raises UnknownNameError for a name that no row has.
     """
     int8_only = (Precision.int8,)
     of_device = [

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastcnn.bench.records.statistics import Ratio, Summary, speed_ratio, summarize
 from fastcnn.errors import UnknownNameError
+from fastcnn.precision import Precision
 
 SCHEMA = "fastcnn-bench/2"
 BEST_PEER = "best-peer"
@@ -57,7 +58,10 @@ class RowResult:
         cold_start_phases: seconds that a fresh process takes for `import`, `build` and `first_answer`; compiler caches empty.
         peak_memory_bytes: what it adds to the memory of that process, at most: resident memory on a CPU, device memory on CUDA.
         allocator_peak_bytes: on CUDA the part of it that PyTorch allocated.
-        agreement: of a row in int8: the share of pictures kept apart with the reference's best class; its `relative_error` is theirs too.
+        agreement: of a row in int8, or in bfloat16 beside it: the share of pictures with the reference's best class; its `relative_error` is
+            theirs too.
+        precision: what it computes in, where that may be something else than the group's; None in earlier files.
+        size_bytes: what its file takes, or its weights where it has none.
     """
 
     name: str
@@ -75,6 +79,8 @@ class RowResult:
     peak_memory_bytes: int | None = None
     allocator_peak_bytes: int | None = None
     agreement: float | None = None
+    precision: str | None = None
+    size_bytes: int | None = None
 
     def summary(self) -> Summary | None:
         """In seconds; None for a row that was not timed."""
@@ -216,6 +222,10 @@ class GroupResult:
         """The rows that have times."""
         return [row for row in self.rows if row.status is Status.TIMED]
 
+    def one_of_each_precision(self) -> list[int]:
+        """Which rows stand for float32, bfloat16 and int8, in that order; as `first_of_each_precision`."""
+        return first_of_each_precision([(row.precision, row.ours) if row.status is Status.TIMED else (None, False) for row in self.rows])
+
     def finish(self, baseline: str) -> None:
         """Sorts the rows and sets each ratio to `baseline`: a row's name, or `best-peer`, the fastest row that is not fastcnn's."""
         medians = {row.name: summary.p50 for row in self.rows if (summary := row.summary()) is not None}
@@ -268,6 +278,21 @@ class BenchmarkReport:
             "ceilings": None if self.ceilings is None else asdict(self.ceilings),
             "groups": [group.to_dict() for group in self.groups],
         }
+
+
+def first_of_each_precision(rows: Sequence[tuple[str | None, bool]]) -> list[int]:
+    """Positions of the first of fastcnn's rows in each precision, or else of all, from wide to narrow; none where all are in one.
+
+    Args:
+        rows: (precision, is it ours), the fastest first; None for one that has no time.
+    """
+    found: dict[str, int] = {}
+    for ours_only in (True, False):
+        for position, (precision, ours) in enumerate(rows):
+            if precision is not None and (ours or not ours_only):
+                found.setdefault(precision, position)
+    order = [precision.value for precision in Precision]
+    return sorted(found.values(), key=lambda position: order.index(str(rows[position][0]))) if len(found) > 1 else []
 
 
 def check_baseline(baseline: str, names: Sequence[str]) -> None:

@@ -28,6 +28,8 @@ ROWS: Mapping[str, str] = {
     "fastcnn_file_openvino": "OpenVINO on fastcnn export's file",
     "fastcnn_int8_onnxruntime": "ONNX Runtime on fastcnn export's file in 8 bits",
     "fastcnn_int8_openvino": "OpenVINO on fastcnn export's file in 8 bits",
+    "fastcnn_bf16_torch": "fastcnn_torch in bfloat16",
+    "fastcnn_bf16_openvino": "fastcnn_openvino in bfloat16",
     "fastcnn_torch": 'fastcnn.optimize with backend "torch"',
     "fastcnn_onnxruntime": 'fastcnn.optimize with backend "onnxruntime"',
     "fastcnn_openvino": 'fastcnn.optimize with backend "openvino"',
@@ -35,6 +37,9 @@ ROWS: Mapping[str, str] = {
     "fastcnn_triton": 'fastcnn.optimize with backend "triton"',
     "fastcnn": "fastcnn.optimize, which chose its backend",
 }
+
+# What people call the precisions of rows.
+PRECISION_TITLES: Mapping[str, str] = {"fp32": "float32", "tf32": "TF32", "fp16": "float16", "bf16": "bfloat16", "int8": "INT8"}
 
 # The row that stands for fastcnn where one has to: what its user gets without choosing.
 OUR_ROW = "fastcnn"

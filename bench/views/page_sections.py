@@ -8,7 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fastcnn.bench.records.result import Status
+from fastcnn.bench.records.result import Status, first_of_each_precision
+from fastcnn.bench.records.rows import PRECISION_TITLES
 from fastcnn.bench.views import plots, units
 from fastcnn.bench.views.page_numbers import Column, ResultNumbers, Table, group_kind, group_title, plain_title
 
@@ -56,6 +57,15 @@ _ROW_COLUMNS = (
     Column("warm-up runs", "warm_up.runs", units.count),
     Column("warm-up", "warm_up.seconds", units.seconds),
     Column("how it ran", "proof"),
+)
+
+_PRECISION_COLUMNS = (
+    Column("row", "name"),
+    Column("speed", "ratio.value", units.ratio),
+    Column("95 % interval", "ratio.low", units.bound, "ratio.high"),
+    Column("size", "size_bytes", units.volume),
+    Column("relative error", "relative_error", units.error),
+    Column("agreement", "agreement", units.share),
 )
 
 _LADDER_COLUMNS = (
@@ -116,9 +126,22 @@ def section_of(numbers: ResultNumbers, group: int) -> Section:
         baseline = numbers.value(f"{base}.baseline")
         caption = "All rows that were timed." + (f" Speed: times as fast as {baseline}." if baseline else "")
         section.tables.append(numbers.table(caption, "row", names, _ROW_COLUMNS, strong))
+    _precisions(numbers, group, section)
     _ladder(numbers, group, section)
     _roofline(numbers, group, section)
     return section
+
+
+def _precisions(numbers: ResultNumbers, group: int, section: Section) -> None:
+    """From float32 to int8 at a glance, where rows of several precisions were timed."""
+    base = f"groups.{group}"
+    rows = numbers.value(f"{base}.rows")
+    chosen = first_of_each_precision([(row.get("precision"), row["ours"]) if row["status"] == Status.TIMED else (None, False) for row in rows])
+    if chosen:
+        titles = [PRECISION_TITLES.get(rows[r]["precision"], str(rows[r]["precision"])) for r in chosen]
+        names = dict(zip((f"{base}.rows.{r}" for r in chosen), titles, strict=True))
+        caption = f"{' → '.join(titles)}: the fastest row in each. Speed: times as fast as {numbers.value(f'{base}.baseline')}."
+        section.tables.append(numbers.table(caption, "precision", names, _PRECISION_COLUMNS, [False] * len(chosen)))
 
 
 def _speed_figures(numbers: ResultNumbers, group: int, section: Section) -> None:

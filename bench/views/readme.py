@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fastcnn.bench.records.load import StoredResult, read_result
 from fastcnn.bench.records.result import BEST_PEER, GroupResult, RowResult
-from fastcnn.bench.records.rows import ROWS, words_of
+from fastcnn.bench.records.rows import PRECISION_TITLES, ROWS, words_of
 from fastcnn.bench.views import plots, units
 from fastcnn.errors import FastcnnError, FileFormatError
 from fastcnn.files import write_text
@@ -60,7 +60,8 @@ def generate(readme: Path) -> Generated:
         svg = _picture(group, index)
         pictures |= {readme.parent / f"{stem}-{theme}.svg": plots.coloured(svg, palette) for theme, palette in _THEMES.items()}
         shown.append(_picture_element(stem, group))
-    tables = [_table(list(timed.values())), _rows_explained(list(timed.values()))]
+    groups = list(timed.values())
+    tables = [_table(groups), *(_precisions(group) for group in groups), _rows_explained(groups)]
     parts = [_where(result, readme.parent / found[2]), *filter(None, tables), "\n".join(shown), _how(result, found[2])]
     section = found[1] + "\n" + "\n\n".join(parts) + "\n\n" + found[3]
     return Generated(text[: found.start()] + section + text[found.end() :], pictures)
@@ -118,6 +119,27 @@ def _table(groups: Sequence[GroupResult]) -> str:
         for group in groups:
             cells += _cells(next((row for row in group.timed() if row.name == name), None))
         lines.append(cells)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _precisions(group: GroupResult) -> str:
+    """From float32 to int8 at a glance; empty where all rows are in one precision."""
+    rows = [group.rows[position] for position in group.one_of_each_precision()]
+    if not rows:
+        return ""
+    head = [f"{group.model}, batch {group.batch_size}", "row", f"speed against {group.baseline}", "size", "relative error", "agreement"]
+    lines = [head, ["---", "---", *["---:"] * 4]]
+    for row in rows:
+        lines.append(
+            [
+                PRECISION_TITLES.get(str(row.precision), str(row.precision)),
+                f"`{row.name.replace('`', chr(39))}`",
+                _cells(row)[1],
+                "" if row.size_bytes is None else units.volume(row.size_bytes),
+                "" if row.relative_error is None else units.error(row.relative_error),
+                "" if row.agreement is None else units.share(row.agreement),
+            ]
+        )
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 

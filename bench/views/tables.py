@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastcnn.bench.records.environment import busy
 from fastcnn.bench.records.result import BenchmarkReport, GroupResult, LadderRung, RooflineStep, RooflineTotal, RowResult, Status
-from fastcnn.bench.records.rows import words_of
+from fastcnn.bench.records.rows import PRECISION_TITLES, words_of
 from fastcnn.bench.records.statistics import FEWEST_ROUNDS, Summary
 from fastcnn.bench.views import units
 from fastcnn.files import write_text
@@ -85,12 +85,33 @@ def print_group(group: GroupResult, console: Console) -> None:
             _say(console, f"{row.status.value}  {row.name}: {row.reason}", "red" if row.status is Status.FAILED else "dim")
         elif row.warm_up is not None and not row.warm_up.steady:
             _say(console, f"note  {row.name} was still getting faster after {row.warm_up.seconds:.0f} s of warm-up", "yellow")
+    _print_precisions(group, console)
     if group.ladder:
         _print_ladder(group.ladder, console)
     if group.roofline and group.roofline_total:
         _print_roofline(group, group.roofline, group.roofline_total, console)
     if group.interrupted:
         _say(console, "interrupted: the figures are of the rounds that were complete", "yellow")
+
+
+def _print_precisions(group: GroupResult, console: Console) -> None:
+    """From float32 to int8 at a glance, where rows of several precisions were timed."""
+    rows = [group.rows[position] for position in group.one_of_each_precision()]
+    if not rows:
+        return
+    _say(console, "precision: " + " → ".join(PRECISION_TITLES.get(str(row.precision), str(row.precision)) for row in rows), "bold")
+    lines = [
+        (
+            PRECISION_TITLES.get(str(row.precision), str(row.precision)),
+            row.name,
+            "" if row.ratio is None else f"{row.ratio.value:.2f}×",
+            "" if row.size_bytes is None else units.volume(row.size_bytes),
+            "" if row.relative_error is None else units.error(row.relative_error),
+            "" if row.agreement is None else f"{row.agreement:.1%}",
+        )
+        for row in rows
+    ]
+    _print_table(("in", "fastest row", "speed", "size", "rel. error", "agreement"), lines, console)
 
 
 def _columns(console: Console) -> list[str]:
@@ -155,7 +176,7 @@ def _print_table(columns: Sequence[str], lines: Sequence[Sequence[str]], console
 
     table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
     for position, column in enumerate(columns):
-        text = position == 0 or column in ("kernel", "by")
+        text = position == 0 or column in ("kernel", "by", "fastest row")
         table.add_column(column, justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for line in lines:
         table.add_row(*(Text(cell) for cell in line))

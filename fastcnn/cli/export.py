@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,7 @@ import typer
 from fastcnn.cli import output
 from fastcnn.cli.options import (
     AnyModel,
+    DatasetName,
     Force,
     ImageSize,
     InputShape,
@@ -35,10 +38,16 @@ from fastcnn.export.options import PRECISIONS, ExportOptions, Preprocess, parse_
 from fastcnn.files import check_target
 from fastcnn.precision import Precision
 from fastcnn.preprocessing import Preprocessing
-from fastcnn.quantization.request import MAX_ACCURACY_DROP, MAX_ERROR, SAMPLES, Int8Request, Limits, QuantizeFor
+from fastcnn.quantization.request import MAX_ACCURACY_DROP, MAX_ERROR, SAMPLES, HalfRequest, Int8Request, Limits, QuantizeFor
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fastcnn.export import ExportReport
+
+
+# Labelled pictures that judge an int8 file at most: these, or as many as have so many numbers together.
+_LABELLED, _LABELLED_VALUES = 1000, 40_000_000
 
 
 def _precisions() -> list[str]:
@@ -89,7 +98,7 @@ def export(
         str | None,
         typer.Option(
             metavar="DIR|FILE",
-            help="Of int8: a folder of pictures, a .npy or .npz file of preprocessed ones, or a .json file of --save-ranges.",
+            help="Of int8 and fp16: a folder of pictures, a .npy or .npz file of preprocessed ones, or a .json file of --save-ranges.",
         ),
     ] = None,
     samples: Annotated[
@@ -115,6 +124,15 @@ def export(
         float | None,
         typer.Option(metavar="X", help=f"Of int8: largest share of them that may get another best class.  [default: {MAX_ACCURACY_DROP}]"),
     ] = None,
+    dataset: Annotated[
+        DatasetName | None,
+        typer.Option(
+            "--dataset", case_sensitive=False, help="Of int8: judge by labelled pictures, whose accuracy is then what may drop.", show_default=False
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Where the dataset lies, as in `fastcnn evaluate`.", show_default=False)
+    ] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Of int8: print what rounding each layer does to the output.")] = False,
     attest: Annotated[bool, typer.Option("--attest", help="Also write FILE.intoto.json, an in-toto statement to sign.")] = False,
     force: Force = False,
@@ -134,10 +152,22 @@ def export(
         image_size=image_size,
         input_shape=input_shape,
     )
+    asked = parse_precision(precision)
+    int8, half = _calibrations(
+        asked,
+        calibration,
+        samples=samples,
+        save_ranges=save_ranges,
+        quantize_for=quantize_for,
+        portable=portable,
+        max_error=max_error,
+        max_accuracy_drop=max_accuracy_drop,
+        sensitivity=sensitivity or None,
+    )
     options = ExportOptions(
         format=format_,
         path=target or Path(request.read_model().stem + format_.suffix),
-        precision=parse_precision(precision),
+        precision=asked,
         batch_size=_batch_size(batch_size),
         softmax=softmax,
         labels=read_labels(labels),
@@ -146,17 +176,10 @@ def export(
         preprocess=preprocess,
         preprocessing=None if preprocessing is None else read_preprocessing(preprocessing),
         tolerance=tolerance,
-        int8=_int8(
-            calibration,
-            samples=samples,
-            save_ranges=save_ranges,
-            quantize_for=quantize_for,
-            portable=portable,
-            max_error=max_error,
-            max_accuracy_drop=max_accuracy_drop,
-            sensitivity=sensitivity or None,
-        ),
+        int8=int8,
+        half=half,
     )
+    _check_dataset(dataset, data, int8)
     check_target(options.path, options.force, "-o")
     if attest:
         check_target(attestation_path(options.path), options.force)
@@ -166,6 +189,8 @@ def export(
 
         network = open_model(request)
         say_random(request, network.fastcnn_info)
+        if dataset is not None and data is not None and int8 is not None:
+            options = replace(options, int8=_with_labels(int8, dataset, data, network, options.preprocessing))
         report = export_file(network, example_input(network, request, options.batch_size or 1), options, say)
         if attest:
             output.note(f"the attestation is in {write_attestation(report)}; it is not signed")
@@ -177,16 +202,54 @@ def export(
     print_report(report)
 
 
-def _int8(calibration: str | None, **given: Any) -> Int8Request | None:
-    """The options of int8, those that were given; None without any."""
+def _calibrations(precision: Precision, calibration: str | None, **given: Any) -> tuple[Int8Request | None, HalfRequest | None]:
+    """What --calibration and the options beside it ask for in `precision`; None each where nothing was given."""
     options = {name: value for name, value in given.items() if value is not None}
     if calibration is None:
         if options:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in options)
-            raise RequestError(f"{names} without --calibration: int8 needs pictures to observe, or the ranges of an earlier export")
-        return None
+            raise RequestError(f"{_spelled(options)} without --calibration: int8 needs pictures to observe, or the ranges of an earlier export")
+        return None, None
+    if precision is Precision.fp16:
+        samples = options.pop("samples", SAMPLES)
+        if options:
+            raise RequestError(f"{_spelled(options)} belongs to int8: with --calibration, fp16 takes --samples alone")
+        return None, HalfRequest(calibration=calibration, samples=samples)
     limits = {name: options.pop(name) for name in ("max_error", "max_accuracy_drop") if name in options}
-    return Int8Request(calibration=calibration, limits=Limits(**limits), **options)
+    return Int8Request(calibration=calibration, limits=Limits(**limits), **options), None
+
+
+def _check_dataset(dataset: DatasetName | None, data: Path | None, int8: Int8Request | None) -> None:
+    """Raises RequestError where labelled pictures are asked for in part, or have nothing to judge."""
+    if (dataset is None) != (data is None):
+        raise RequestError("--dataset and --data go together: the name of the dataset, and where it lies")
+    if dataset is not None and int8 is None:
+        raise RequestError("--dataset judges the accuracy of an int8 file: give --precision int8 and --calibration, or use `fastcnn evaluate`")
+
+
+def _with_labels(int8: Int8Request, dataset: DatasetName, data: Path, network: nn.Module, preprocessing: Preprocessing | None) -> Int8Request:
+    """The request with labelled pictures of the test part, evenly spaced, their labels as the network numbers its classes."""
+    import torch
+
+    from fastcnn.data.datasets import open_dataset
+    from fastcnn.evaluation.evaluator import class_order, spaced
+    from fastcnn.models.preprocessing_of import preprocessing_of
+
+    known = preprocessing or preprocessing_of(network)
+    if known is None:
+        raise RequestError("--dataset: the model does not say how a picture becomes its input: give --preprocessing FILE")
+    opened = open_dataset(dataset.value, data, "test", known)
+    most = max(1, min(_LABELLED, _LABELLED_VALUES // math.prod(known.output_shape)))
+    batches = list(opened.batches(spaced(len(opened), most), 100))
+    labels = torch.cat([labels for _, labels in batches])
+    order = class_order(getattr(network.fastcnn_info, "categories", None), opened.classes)
+    if order is not None:
+        labels = torch.tensor(order)[labels]
+    pictures = torch.cat([known.normalize(pixels) for pixels, _ in batches])
+    return replace(int8, labelled=(pictures, labels), labels_from=f"{len(labels)} of the {len(opened)} pictures of {opened.name}")
+
+
+def _spelled(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in options)
 
 
 def _target(out: str) -> Path:
@@ -232,6 +295,7 @@ def print_report(report: ExportReport) -> None:
             "parity": report.parity.summary(),
             "not for": "; ".join(f"{name} ({reason})" for name, reason in report.left_out.items()) or None,
             **_quantization(report.metadata.get("quantization")),
+            **_mixed_precision(report.metadata.get("mixed_precision")),
             "input": _tensor(entry),
             "output": ", ".join(_tensor(one) for one in report.metadata["outputs"]),
             "opset": report.metadata.get("opset"),
@@ -251,17 +315,28 @@ def _quantization(about: Mapping[str, Any] | None) -> dict[str, str]:
     if about is None:
         return {}
     source, left = about["calibration"], about["float_layers"]
-    skipped = f", {source['skipped']} files skipped" if source["skipped"] else ""
+    skipped = f", {source['skipped']} file{'s' * (source['skipped'] > 1)} skipped" if source["skipped"] else ""
+    others = f"judged by {about['labels']}" if "labels" in about else f"{about['held_out']} others to judge by"
     return {
-        "calibration": f"{source['samples']} pictures of {source['source']}{skipped}, {about['held_out']} others to judge by",
+        "calibration": f"{source['samples']} pictures of {source['source']}{skipped}, {others}",
         "int8": f"{about['layers'] - len(left)} of {about['layers']} layers, weights of {about['weight_bits']} bits, for {about['for']}, "
         f"judged on {about['instruction_set']}" + (f"; in float: {', '.join(left)}" if left else ""),
         **{
             f"in {runtime}": f"relative error {figures['relative_error']:g}, top-1 agreement {figures['top1_agreement']:.0%}, "
-            f"probability of the best class moved by {figures['mean_change']:g} on average, {figures['largest_change']:g} at most"
+            + (f"accuracy {figures['accuracy']:.2%} ({figures['reference_accuracy']:.2%} before), " if "accuracy" in figures else "")
+            + f"probability of the best class moved by {figures['mean_change']:g} on average, {figures['largest_change']:g} at most"
             for runtime, figures in about["gate"].items()
         },
     }
+
+
+def _mixed_precision(about: Mapping[str, Any] | None) -> dict[str, str | None]:
+    """What of a float16 file stays in float32, and by which pictures that was found."""
+    if about is None:
+        return {}
+    observed, layers = about["observed"], [f"{one['layer']} ({one['why']})" for one in about["float32_layers"]]
+    seen = f"by {observed['pictures']} pictures of {observed['source']}"
+    return {"float16": f"all of it, {seen}" if not layers else f"all but {len(layers)} layers, {seen}", "in float32": "; ".join(layers) or None}
 
 
 def _print_sensitivity(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -168,7 +168,7 @@ class CapturedGraph:
             sources = [source.meta.get("dtype") for source in node.all_input_nodes]
             if made is None or not made.is_floating_point or made == dtype or not sources or None in sources:
                 continue
-            if any(source.is_floating_point for source in sources):
+            if any(source is not None and source.is_floating_point for source in sources):
                 continue
             if node.target is aten.to.dtype:
                 node.args = (node.args[0], dtype, *node.args[2:])

@@ -200,6 +200,17 @@ def _because(dtype: str, eager_error: float) -> str:
     return f": eager {dtype} itself is off by {eager_error:.2g}" if eager_error else ""
 
 
+def must_be_finite(expected: Expected, index: int, truth: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Positions of an output that an ordinary picture of slice `index` gives and the reference, which is `truth`, has a finite value for."""
+    finite = np.isfinite(truth)
+    if expected.ordinary is None:
+        return np.zeros_like(finite)
+    ordinary = expected.ordinary[index]
+    if expected.independent and truth.shape[:1] == ordinary.shape:
+        return finite & ordinary.reshape(-1, *(1 for _ in truth.shape[1:]))
+    return finite & ordinary.all()
+
+
 @dataclass(frozen=True)
 class _Wanted:
     """One slice of an `Expected`."""
@@ -208,24 +219,13 @@ class _Wanted:
     batch_size: int
     reference: Outputs
     eager: Outputs | None
-    ordinary: NDArray[np.bool_] | None
-    independent: bool
+    finite: list[NDArray[np.bool_]]
 
     @classmethod
     def of(cls, expected: Expected, index: int) -> _Wanted:
         start, stop = expected.slices[index]
-        eager = expected.eager[index] if expected.eager is not None else None
-        ordinary = expected.ordinary[index] if expected.ordinary is not None else None
-        return cls(expected.dtype, stop - start, expected.reference[index], eager, ordinary, expected.independent)
-
-    def must_be_finite(self, truth: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Positions of an output that an ordinary picture gives and the reference has a finite value for."""
-        finite = np.isfinite(truth)
-        if self.ordinary is None:
-            return np.zeros_like(finite)
-        if self.independent and truth.shape[:1] == self.ordinary.shape:
-            return finite & self.ordinary.reshape(-1, *(1 for _ in truth.shape[1:]))
-        return finite & self.ordinary.all()
+        eager, reference = expected.eager[index] if expected.eager is not None else None, expected.reference[index]
+        return cls(expected.dtype, stop - start, reference, eager, [must_be_finite(expected, index, truth) for truth in reference])
 
 
 def _compare_batch(outputs: Outputs, wanted: _Wanted, tolerance: float | None, runtime: str) -> BatchParity:
@@ -242,7 +242,7 @@ def _compare_batch(outputs: Outputs, wanted: _Wanted, tolerance: float | None, r
         unusual = 2 * own > allowed or allowed > TOLERANCE.get(wanted.dtype, math.inf)
         own = own if tolerance is None and unusual else 0.0
         which = f"output {position}: " if len(outputs) > 1 else ""
-        overflowed = int(np.count_nonzero(wanted.must_be_finite(truth) & ~np.isfinite(output)))
+        overflowed = int(np.count_nonzero(wanted.finite[position] & ~np.isfinite(output)))
         misplaced = int(np.count_nonzero(kinds_of(output) != kinds_of(native)))
         if overflowed:
             reasons.append(f"{which}NaN or infinity at {overflowed} positions on ordinary input: {wanted.dtype} is too narrow for this network")

@@ -49,11 +49,11 @@ def of_module(
         expected = module.source.graph.input_shape[1:]
         check_shape(name, expected, wanted.output_shape)
     runtime = module.backend if isinstance(module, OptimizedModule) else "reference"
-    network, device = module, _device(module)
+    network, place = module, _device(module)
 
     def forward(batch: NDArray) -> NDArray:
         with torch.inference_mode():
-            outputs = torch.utils._pytree.tree_leaves(network(torch.from_numpy(batch).to(device)))
+            outputs = torch.utils._pytree.tree_leaves(network(torch.from_numpy(batch).to(place)))
         return outputs[0].float().cpu().numpy()
 
     return Predictor(name, runtime, wanted, "none", class_names(categories, info.get("categories")), False, None, forward, info.get("weights"))

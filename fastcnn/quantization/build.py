@@ -14,7 +14,7 @@ from fastcnn.graph.plan import PassReport
 from fastcnn.parity.reference import flatten
 from fastcnn.parity.rules import Expected, Outputs, Slice
 from fastcnn.quantization.correction import correct_biases, output_means
-from fastcnn.quantization.gate import Judgement, joined, judge
+from fastcnn.quantization.gate import HeldOut, Judgement, joined, judge
 from fastcnn.quantization.quantize import quantize, round_weights
 from fastcnn.quantization.ranges import Ranges
 from fastcnn.quantization.request import Limits
@@ -55,7 +55,7 @@ def build(
     scheme: Scheme,
     limits: Limits,
     reference: Expected,
-    pictures: Tensor,
+    held_out: HeldOut,
     *,
     table: bool = False,
     say: Callable[[str], None] = lambda stage: None,
@@ -63,12 +63,13 @@ def build(
     """Round as many layers of `captured` as the limits allow.
 
     Args:
-        reference: what the model returns for slices of `pictures` [N, …] float32, in float64.
+        reference: what the model returns for slices of the pictures of `held_out`, in float64.
         table: work out the sensitivity in any case.
 
     Raises:
         ParityError: the limits do not hold even with the layers that hurt in float; names those that hurt most.
     """
+    pictures, labels = held_out.pictures, held_out.labels
     whole, grids = joined(reference.reference), ranges.of(scheme)
     weights, kept = round_weights(captured, scheme), ranges.kept.values()
     say("means to correct by")
@@ -79,7 +80,7 @@ def build(
         say(f"quantize {len(weights) - len(float_layers)} of {len(weights)} layers")
         graph, report = quantize(captured, grids, scheme, float_layers, weights)
         correct_biases(graph, means, kept)
-        judgement = judge(simulate(in_float32(graph), pictures, reference.slices), whole, limits, runtime="eager PyTorch")
+        judgement = judge(simulate(in_float32(graph), pictures, reference.slices), whole, limits, runtime="eager PyTorch", labels=labels)
         return Quantized(graph, report, judgement, float_layers, len(weights), tuple(rows))
 
     made = attempt(())

@@ -144,11 +144,13 @@ def _continued(captured: CapturedGraph, edges: Edges, value: fx.Node) -> Iterato
         producer = producer.args[0]
     clamped = producer is not value
     if producer.target in _SAME_NUMBERS and not clamped:
-        (source,) = producer.all_input_nodes
+        source = producer.args[0]  # a reshape reads sizes too
+        assert isinstance(source, fx.Node)
         _join(edges._same, value, source)
         yield source, producer
     elif producer.target in _AVERAGES and not clamped:
-        yield producer.all_input_nodes[0], producer
+        assert isinstance(producer.args[0], fx.Node)
+        yield producer.args[0], producer
     elif producer.target is aten.cat.default and not clamped:
         for source in producer.all_input_nodes:
             if captured.is_constant(source) or not _is_float(source):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fastcnn.parity.rules import BatchParity, Outputs, relative_error, softmax
 from fastcnn.quantization.request import Limits
@@ -17,10 +18,24 @@ _FACTOR, _FLOOR = 2.0, 0.01
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Pictures to judge by.
+
+    Attributes:
+        pictures: [N, …] float32, preprocessed.
+        labels: [N] int64, the right class of each; None where nobody knows them.
+    """
+
+    pictures: Tensor
+    labels: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
 class Judgement:
     """The figures of one runtime over all pictures; `reason` says what broke a limit, and is empty where nothing did.
 
     Attributes:
+        accuracy, reference_accuracy: share of the pictures that it, and the reference, give the right class; None without labels.
         top1_agreement: share of the pictures whose best class is the reference's.
         mean_change, largest_change: of the probability of the reference's best class, over the pictures.
     """
@@ -33,6 +48,8 @@ class Judgement:
     mean_change: float
     largest_change: float
     reason: str = ""
+    accuracy: float | None = None
+    reference_accuracy: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -41,8 +58,16 @@ class Judgement:
 
     def figures(self) -> dict[str, float]:
         """Rounded to three digits, for a file's description."""
-        names = ("relative_error", "top1_agreement", "mean_change", "largest_change")
-        return {name: float(f"{getattr(self, name):.3g}") for name in names}
+        names = ["relative_error", "top1_agreement", "mean_change", "largest_change"]
+        exact = (
+            {}
+            if self.accuracy is None or self.reference_accuracy is None
+            else {
+                "accuracy": round(self.accuracy, 6),
+                "reference_accuracy": round(self.reference_accuracy, 6),
+            }
+        )
+        return {name: float(f"{getattr(self, name):.3g}") for name in names} | exact
 
     def row(self, limits: Limits) -> BatchParity:
         """The same as a row of a parity report."""
@@ -51,16 +76,19 @@ class Judgement:
         )
 
 
-def judge(outputs: Outputs, reference: Outputs, limits: Limits, *, runtime: str, probabilities: bool = False) -> Judgement:
+def judge(
+    outputs: Outputs, reference: Outputs, limits: Limits, *, runtime: str, probabilities: bool = False, labels: NDArray[np.int64] | None = None
+) -> Judgement:
     """Hold the outputs of all pictures, the batch first, against the reference's.
 
     Args:
         probabilities: the first output went through a softmax already.
+        labels: [N], where they are known: what may drop is then the accuracy itself, and pictures that were wrong before may change as they like.
     """
     count = len(reference[0])
-    shapes, right = [output.shape for output in outputs], [output.shape for output in reference]
-    if shapes != right:
-        return Judgement(runtime, count, np.inf, np.inf, 0.0, 1.0, 1.0, f"output shapes {shapes}, the reference has {right}")
+    shapes, wanted = [output.shape for output in outputs], [output.shape for output in reference]
+    if shapes != wanted:
+        return Judgement(runtime, count, np.inf, np.inf, 0.0, 1.0, 1.0, f"output shapes {shapes}, the reference has {wanted}")
     unbounded = sum(int(np.count_nonzero(~np.isfinite(output))) for output in outputs)
     if unbounded:
         return Judgement(runtime, count, np.inf, np.inf, 0.0, 1.0, 1.0, f"NaN or infinity at {unbounded} outputs")
@@ -71,10 +99,19 @@ def judge(outputs: Outputs, reference: Outputs, limits: Limits, *, runtime: str,
     if error > limits.max_error:
         reasons.append(f"relative error {error:.3g} is above {limits.max_error:g}")
     differing = int(np.count_nonzero(~same))
-    if differing > max(1, limits.max_accuracy_drop * len(same)):
+    right = None if labels is None else [float(np.mean(values.argmax(axis=1) == labels)) for values in (outputs[0], reference[0])]
+    if right is not None:
+        if right[1] - right[0] > limits.max_accuracy_drop:
+            reasons.append(
+                f"the accuracy on {count} labelled pictures drops from {right[1]:.2%} to {right[0]:.2%}, by more than the share of "
+                f"{limits.max_accuracy_drop:g}"
+            )
+    elif differing > max(1, limits.max_accuracy_drop * len(same)):
         reasons.append(f"{differing} of {len(same)} pictures get another best class, more than the share of {limits.max_accuracy_drop:g}")
     agreement = float(same.mean()) if same.size else 1.0
-    return Judgement(runtime, count, error, largest, agreement, float(changes.mean()), float(changes.max(initial=0.0)), "; ".join(reasons))
+    accuracies = (None, None) if right is None else tuple(right)
+    mean, most = float(changes.mean()), float(changes.max(initial=0.0))
+    return Judgement(runtime, count, error, largest, agreement, mean, most, "; ".join(reasons), *accuracies)
 
 
 def _classes(output: NDArray[np.float64], truth: NDArray[np.float64], probabilities: bool) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:

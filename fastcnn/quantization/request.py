@@ -56,6 +56,26 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HalfRequest:
+    """What float16's range is held against: the pictures of a calibration, of which `samples` are observed at most, beside the file's own.
+
+    Attributes:
+        calibration: what to observe, or the ranges that an earlier calibration saved, whose pictures it is then.
+    """
+
+    calibration: Calibration
+    samples: int = SAMPLES
+
+    def __post_init__(self) -> None:
+        _check_samples(self.samples)
+
+    @property
+    def ranges_file(self) -> Path | None:
+        """The file of ranges that the calibration is, where it is one."""
+        return _ranges_file(self.calibration)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Int8Request:
     """One quantization.
 
@@ -68,6 +88,9 @@ class Int8Request:
         limits: what passes.
         sensitivity: work out what each layer does to the error, even where nothing has to go back to float.
         save_ranges: a .json file for what the calibration found out.
+        labelled: (pictures [N, …] float32, preprocessed; labels [N] int64) to judge by in place of those kept apart: the accuracy itself is then what
+            may drop.
+        labels_from: what those are, for the record.
     """
 
     calibration: Calibration
@@ -77,17 +100,29 @@ class Int8Request:
     limits: Limits = field(default_factory=Limits)
     sensitivity: bool = False
     save_ranges: Path | None = None
+    labelled: tuple[Tensor, Tensor] | None = None
+    labels_from: str = "labelled pictures"
 
     def __post_init__(self) -> None:
-        if self.samples < 2:
-            raise RequestError(f"calibration needs at least 2 samples, {SAMPLES} by default; {self.samples} were asked for")
+        _check_samples(self.samples)
+        if self.labelled is not None and (not len(self.labelled[0]) or len(self.labelled[0]) != len(self.labelled[1])):
+            raise RequestError(f"labelled is pictures and as many labels; there are {len(self.labelled[0])} and {len(self.labelled[1])}")
         if self.save_ranges is not None and self.save_ranges.suffix.lower() != ".json":
             raise RequestError(f"ranges are saved as JSON, and by that name found again: {self.save_ranges} does not end in .json")
 
     @property
     def ranges_file(self) -> Path | None:
         """The file of ranges that the calibration is, where it is one."""
-        if not isinstance(self.calibration, (str, os.PathLike)):
-            return None
-        path = Path(self.calibration)
-        return path if path.suffix.lower() == ".json" else None
+        return _ranges_file(self.calibration)
+
+
+def _check_samples(samples: int) -> None:
+    if samples < 2:
+        raise RequestError(f"calibration needs at least 2 samples, {SAMPLES} by default; {samples} were asked for")
+
+
+def _ranges_file(calibration: Calibration) -> Path | None:
+    if not isinstance(calibration, (str, os.PathLike)):
+        return None
+    path = Path(calibration)
+    return path if path.suffix.lower() == ".json" else None

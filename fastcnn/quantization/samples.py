@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcnn.errors import InputError, RequestError
+from fastcnn.parity.rules import LARGEST_ORDINARY_INPUT
 from fastcnn.pictures import PictureError, find_pictures, open_picture, read_ahead
 from fastcnn.preprocessing import Preprocessing
 from fastcnn.quantization.request import SAMPLES
@@ -107,6 +108,9 @@ class Samples:
             raise InputError(f"calibration: picture {number} of {self.source} is {_by(picture.shape)}, the model takes {_by(self.shape)}")
         if not bool(picture.isfinite().all()):
             raise InputError(f"calibration: picture {number} of {self.source} holds NaN or infinity")
+        largest = float(picture.abs().max()) if picture.numel() else 0.0
+        if largest > LARGEST_ORDINARY_INPUT:
+            raise InputError(f"calibration: picture {number} of {self.source} holds numbers up to {largest:.2g}: those are no preprocessed pixels")
 
 
 class _Verdict:
@@ -115,7 +119,7 @@ class _Verdict:
     def __init__(self, source: str) -> None:
         self._source = source
         self._first: Tensor | None = None
-        self._differ, self._structured = False, False
+        self._differ, self._structured, self._varied = False, False, False
 
     def look_at(self, picture: Tensor) -> None:
         """Takes note of one picture."""
@@ -123,6 +127,7 @@ class _Verdict:
             self._first = picture
         elif not self._differ:
             self._differ = not torch.equal(self._first, picture)
+        self._varied = self._varied or picture.dim() < 3 or bool((picture.amax((-2, -1)) > picture.amin((-2, -1))).any())
         self._structured = (
             self._structured or picture.dim() < 3 or min(picture.shape[-2:]) < _SMALLEST_SIDE or _correlation(picture) >= _LEAST_CORRELATION
         )
@@ -130,13 +135,15 @@ class _Verdict:
     def require(self, count: int, skipped: int) -> None:
         """Raises RequestError where the pictures say nothing of what the model will meet."""
         where = f"calibration: {self._source}"
-        unread = f" ({skipped} files could not be read as pictures)" if skipped else ""
+        unread = f" ({skipped} file{'s' * (skipped > 1)} could not be read as pictures)" if skipped else ""
         if count == 0:
             raise RequestError(f"{where} holds no picture that can be read{unread}")
         if count == 1:
             raise RequestError(f"{where} holds one picture{unread}: ranges need several, {SAMPLES} by default, and others to judge by")
         if not self._differ:
             raise RequestError(f"{where} holds {count} times the same picture: ranges need different ones")
+        if not self._varied:
+            raise RequestError(f"{where} holds {count} pictures of one colour each: ranges need pictures of something")
         if not self._structured:
             raise RequestError(f"{where} holds noise: neighbouring pixels are unrelated in each picture; ranges of noise are wrong for pictures")
 
@@ -209,7 +216,9 @@ def _read_array(path: Path) -> NDArray[Any]:
     except (OSError, ValueError, EOFError) as error:
         if isinstance(error, RequestError):
             raise
-        raise RequestError(f"calibration: {path} is no whole file of NumPy arrays: {' '.join(str(error).split())}") from error
+        # NumPy takes whatever it does not know for a pickle, and says how to load that.
+        reason = "it holds something else than arrays of numbers" if "pickle" in str(error).lower() else " ".join(str(error).split())
+        raise RequestError(f"calibration: {path} is no whole file of NumPy arrays: {reason}") from error
 
 
 def _of_array(array: NDArray[Any] | Tensor, source: str, shape: tuple[int, ...], most: int) -> Samples:
@@ -218,6 +227,8 @@ def _of_array(array: NDArray[Any] | Tensor, source: str, shape: tuple[int, ...],
     is_float = array.is_floating_point() if isinstance(array, Tensor) else np.issubdtype(array.dtype, np.floating)
     if not is_float:
         raise InputError(f"calibration: {source} holds {array.dtype}: preprocessed pictures are floating-point numbers")
+    if not array.ndim:
+        raise InputError(f"calibration: {source} holds a single number, the model takes N×{_by(shape)}")
     if tuple(array.shape[1:]) != shape:
         raise InputError(f"calibration: {source} is {_by(array.shape)}, the model takes N×{_by(shape)}")
     chosen = _spaced(len(array), most)

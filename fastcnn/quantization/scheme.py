@@ -59,6 +59,12 @@ def has_vnni() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_vnni", "avx_vnni"))
 
 
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 numbers; one that does not rounds float32 ones, which takes longer."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def instruction_set() -> str:
     """What of this CPU decides how products of 8 bits are added, as in "x86_64 avx2"."""
     capabilities = torch.cpu.get_capabilities()

@@ -201,7 +201,11 @@ def test_bench_of_code_and_of_a_file(at):
         (["export", "simple_cnn", "--onnx", "--input-shape", "1x28x28", "--image-size", 28], "both say how large the input is"),
         (["train", "torchvision:resnet18", "--dataset", "mnist", "--data", "."], "unknown model 'torchvision:resnet18'"),
         (["optimize", "simple_cnn", "--precision", "tf32"], "tf32 is a mode of NVIDIA GPUs"),
-        (["optimize", "simple_cnn", "--precision", "int8"], "int8 needs pictures to observe"),
+        (["optimize", "simple_cnn", "--precision", "int8"], "precision int8 needs --calibration"),
+        (["optimize", "simple_cnn", "--precision", "auto"], "precision auto needs --max-error"),
+        (["optimize", "simple_cnn", "--precision", "bf16", "--max-error", "0.1"], "--max-error belongs to --precision int8 or auto"),
+        (["optimize", "simple_cnn", "--calibration", "x", "--max-accuracy-drop", "0.1"], "--calibration and --max-accuracy-drop belong to"),
+        (["optimize", "simple_cnn", "--precision", "int8", "--calibration", "nowhere"], "nowhere does not exist"),
     ],
 )
 def test_what_a_command_does_not_take(at, theirs, args, said):

@@ -78,6 +78,7 @@ CHOICES = [
     (["predict", "simple_cnn", "gone.png", "--weights-set", "{}"], "swa", "EMA"),
     (["evaluate", "simple_cnn", "--dataset", "mnist", "--data", "gone", "--weights-set", "{}"], "swa", "EMA"),
     (["export", "simple_cnn", "--onnx", "--precision", "int8", "--quantize-for", "{}"], "phone", "TensorRT"),
+    (["export", "simple_cnn", "--onnx", "--dataset", "{}", "--data", "gone"], "coco", "CIFAR10"),
     (["optimize", "simple_cnn", "-o", "gone/x.fast", "--weights-set", "{}"], "swa", "EMA"),
     (["optimize", "simple_cnn", "-o", "gone/x.fast", "--device", "{}"], "tpu", "CPU"),
     (["optimize", "simple_cnn", "-o", "gone/x.fast", "--precision", "{}"], "int9", "BF16"),

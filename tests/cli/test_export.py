@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from dataset_files import write_mnist
 
 import fastcnn.data
 from fastcnn.errors import ParityError
@@ -208,6 +210,21 @@ def test_int8_from_a_folder_of_pictures(cli, tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["ranges.json", "simple_cnn.onnx"]
 
 
+def test_int8_judged_by_labels(cli, tmp_path):
+    pictures = Path(fastcnn.data.__file__).with_name("digits")
+    given = ("simple_cnn", "--weights", "mnist", "--onnx", "--precision", "int8", "--calibration", pictures, "--max-error", "0.3")
+    data = write_mnist(tmp_path / "data", test=50)
+    result = cli("export", *given, "--dataset", "mnist", "--data", data, "-o", "m.onnx")
+    assert result.exit_code == 0, result.stderr
+    assert "judged by 50 of the 50 pictures of mnist test" in result.stdout
+    assert re.search(r"accuracy \d+\.\d\d% \(\d+\.\d\d% before\)", result.stdout)
+    assert cli("verify", "m.onnx").exit_code == 0
+    refused = cli("export", *given, "--dataset", "mnist", "--data", tmp_path, "-o", "n.onnx")
+    assert refused.exit_code == 2
+    assert "there is no mnist in" in refused.stderr
+    assert not (tmp_path / "n.onnx").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -215,6 +232,10 @@ def test_int8_from_a_folder_of_pictures(cli, tmp_path):
         (["--calibration", "nowhere"], "--calibration is for --precision int8"),
         (["--precision", "int8", "--max-error", "0.1"], "--max-error without --calibration"),
         (["--precision", "int8", "--calibration", "nowhere"], "nowhere does not exist"),
+        (["--dataset", "mnist"], "--dataset and --data go together"),
+        (["--precision", "int8", "--calibration", "nowhere", "--data", "x"], "--dataset and --data go together"),
+        (["--dataset", "mnist", "--data", "x"], "--dataset judges the accuracy of an int8 file"),
+        (["--precision", "fp16", "--calibration", "x", "--dataset", "mnist", "--data", "x"], "--dataset judges the accuracy of an int8 file"),
     ],
 )
 def test_int8_without_what_it_needs(cli, tmp_path, options, message):

@@ -273,22 +273,27 @@ def test_a_tolerance_is_stated_in_the_file_and_verified(format_: str, tmp_path: 
 
 
 @pytest.mark.parametrize("preprocess", ["none", "normalize"])
-def test_a_model_that_overflows_float16_is_refused_before_any_runtime(preprocess: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_whose_answers_overflow_float16_keeps_its_end_in_float32(preprocess: str, tmp_path: Path) -> None:
+    model = small()
+    with torch.no_grad():
+        model.head.weight.mul_(1e6)
+    described = Preprocessing("RGB", None, (12, 12)) if preprocess != "none" else None
+    report = export_onnx(model, tmp_path / "m.onnx", example(), precision="fp16", preprocess=preprocess, preprocessing=described)
+    assert [one["layer"] for one in report.metadata["mixed_precision"]["float32_layers"]] == ["head"]
+
+
+def test_a_model_that_gives_no_numbers_is_refused_before_any_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(path: Path, batches: Any) -> Any:
         raise AssertionError("no runtime is asked")
 
     monkeypatch.setattr(check, "runtimes_for", lambda format_: {"test": run})
     model = small()
     with torch.no_grad():
-        model.head.weight.mul_(1e6)
-    described = Preprocessing("RGB", None, (12, 12)) if preprocess != "none" else None
-    with folder_unchanged(tmp_path), pytest.raises(ParityError, match=r"small has weights .* overflow float16: eager PyTorch") as caught:
-        export_onnx(model, tmp_path / "m.onnx", example(), precision="fp16", preprocess=preprocess, preprocessing=described)
-    assert "\n" not in str(caught.value)
-    with torch.no_grad():
         model.head.bias[1] = torch.nan
-    with folder_unchanged(tmp_path), pytest.raises(ParityError, match=r"small itself gives NaN or infinity .* in float64 too"):
-        export_onnx(model, tmp_path / "m.onnx", example())
+    for precision in ("fp32", "fp16"):
+        with folder_unchanged(tmp_path), pytest.raises(ParityError, match=r"small itself gives NaN or infinity .* in float64 too") as caught:
+            export_onnx(model, tmp_path / "m.onnx", example(), precision=precision)
+        assert "\n" not in str(caught.value)
 
 
 def test_not_a_number_in_the_example_is_no_fault_of_the_model(tmp_path: Path) -> None:

@@ -194,3 +194,35 @@ def test_a_runtime_that_is_further_off_than_eager_pytorch_is_told(exported: Path
     report = verify_file(exported)
     assert not report.passed
     assert "relative error 0.05" in report.failures[0]
+
+
+def test_a_runtime_that_misses_the_limits_is_told_with_the_layers_that_hurt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def further_off(runtime: Any) -> Any:
+        return lambda path, batches: [[output + 0.004 * np.abs(output).max() for output in outputs] for outputs in runtime(path, batches)]
+
+    runtimes = {name: further_off(run) for name, run in runtimes_for("onnx").items()}
+    monkeypatch.setattr("fastcnn.export.quantized.runtimes_for", lambda format_: runtimes)
+    own = export(tmp_path / "m.onnx", max_error=0.3).metadata["quantization"]["gate"]["onnxruntime"]["relative_error"]
+    with pytest.raises(ParityError, match=r"onnxruntime misses the limits: relative error .* the layers that hurt most: \w+ \(0\.\d+\)"):
+        export(tmp_path / "n.onnx", max_error=own - 0.001)
+    assert not (tmp_path / "n.onnx").exists()
+
+
+def test_labelled_pictures_judge_by_the_accuracy(tmp_path: Path) -> None:
+    judged = pictures(40) + 0.01
+    with torch.no_grad():
+        right = Stem().eval()(judged).argmax(1)
+    report = export(tmp_path / "m.onnx", labelled=(judged, right))
+    about = report.metadata["quantization"]
+    assert (about["held_out"], about["labels"]) == (40, "labelled pictures")
+    assert all(figures["reference_accuracy"] >= 0.95 and figures["accuracy"] >= 0.9 for figures in about["gate"].values())
+    assert verify_file(report.path).passed
+    # Pictures of which the reference gets none right cannot drop, whatever changes; a limit on the error still holds.
+    assert export(tmp_path / "n.onnx", labelled=(judged, (right + 1) % 5), max_accuracy_drop=1e-9).parity.passed
+    with pytest.raises(RequestError, match="has 5 classes, and labelled pictures has labels up to 5"):
+        export(tmp_path / "o.onnx", labelled=(judged, right * 0 + 5))
+    with pytest.raises(RequestError, match="there are 40 and 39"):
+        export(tmp_path / "o.onnx", labelled=(judged, right[1:]))
+    with pytest.raises(RequestError, match="labelled pictures judge an int8 file"):
+        export(tmp_path / "o.onnx", labelled=(judged, right), precision="fp16")
+    assert not (tmp_path / "o.onnx").exists()

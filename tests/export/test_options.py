@@ -20,7 +20,7 @@ from fastcnn.precision import Precision
     ("option", "message"),
     [
         ({"precision": "int8"}, "int8 needs --calibration"),
-        ({"calibration": "folder"}, "--calibration is for --precision int8, and fp32 was asked for"),
+        ({"calibration": "folder"}, "--calibration is for --precision int8 and fp16, and fp32 was asked for"),
         ({"precision": "int8", "calibration": "folder", "tolerance": 0.1}, "an int8 file is held to --max-error"),
         ({"precision": "int8", "calibration": "folder", "max_error": 0.0}, "max_error is a share, above 0 and below 1"),
         ({"precision": "int8", "calibration": "folder", "quantize_for": "gpu"}, "unknown quantize_for 'gpu'"),

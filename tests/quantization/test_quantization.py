@@ -8,6 +8,7 @@ import json
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from fastcnn.parity import Expected, expect
 from fastcnn.quantization.build import build, in_float32, simulate
 from fastcnn.quantization.correction import correct_biases, output_means
 from fastcnn.quantization.edges import find_edges
-from fastcnn.quantization.gate import joined, judge
+from fastcnn.quantization.gate import HeldOut, joined, judge
 from fastcnn.quantization.histogram import Histogram, grid_of, scale_of
 from fastcnn.quantization.quantize import quantize, quantized, round_weight, round_weights
 from fastcnn.quantization.ranges import Ranges, calibrate
@@ -49,6 +50,28 @@ class Branches(nn.Module):
         x = nn.functional.silu(self.smooth(x))
         x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
         return self.head(x.mean((2, 3)))
+
+
+class Viewed(nn.Module):
+    """[N, 3, 16, 16] → [N, 4]: a reshape by the size of the batch, as older code spells flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.stem, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6 * 49, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.max_pool2d(torch.relu(self.stem(x)), 2)
+        return self.head(x.view(x.size(0), 6 * x.size(2) * x.size(3)))
+
+
+def test_a_reshape_that_reads_the_batch_shares_the_grid_of_its_input() -> None:
+    graph, _ = run_passes(capture(Viewed().eval(), pictures(2)), INT8_PASSES)
+    (view,) = graph.calls(aten.reshape.default)
+    assert len(view.all_input_nodes) > 1
+    edges = find_edges(graph)
+    assert any({view, view.args[0]} <= set(group) for group in edges.groups())
+    assert all(isinstance(value.meta["dtype"], torch.dtype) for value in edges.values)
 
 
 def pictures(count: int) -> Tensor:
@@ -196,10 +219,10 @@ def test_the_sensitivity_of_a_layer_is_about_what_it_does_alone(graph: CapturedG
 
 def test_layers_go_back_to_float_until_the_limit_holds(graph: CapturedGraph, ranges: Ranges, expected: Expected) -> None:
     scheme, held_out = Scheme(weight_bits=7), ranges.held_out.values()
-    whole = build(graph, ranges, scheme, Limits(), expected, held_out)
+    whole = build(graph, ranges, scheme, Limits(), expected, HeldOut(held_out))
     assert (whole.float_layers, whole.sensitivity) == ((), ())
     limit = whole.judgement.relative_error * 0.6
-    part = build(graph, ranges, scheme, Limits(max_error=limit), expected, held_out)
+    part = build(graph, ranges, scheme, Limits(max_error=limit), expected, HeldOut(held_out))
     assert part.judgement.relative_error <= limit
     assert 0 < len(part.float_layers) < part.layers
     assert len(part.sensitivity) == part.layers
@@ -208,7 +231,7 @@ def test_layers_go_back_to_float_until_the_limit_holds(graph: CapturedGraph, ran
         correct_biases(fewer, output_means(in_float32(graph), ranges.kept.values()), ranges.kept.values())
         assert error_of(fewer, ranges, expected) > 0.97 * limit, f"{layer} could have stayed in 8 bits"
     with pytest.raises(ParityError, match="the layers that hurt most: "):
-        build(graph, ranges, scheme, Limits(max_error=1e-6), expected, held_out)
+        build(graph, ranges, scheme, Limits(max_error=1e-6), expected, HeldOut(held_out))
 
 
 def test_ranges_are_the_same_from_their_file(ranges: Ranges, graph: CapturedGraph, tmp_path: Path) -> None:
@@ -253,3 +276,23 @@ def test_pictures_in_a_ranges_file_unpack_to_what_it_says_and_no_further(ranges:
     path.write_text(json.dumps(data))
     with pytest.raises(FileFormatError, match=r"ranges\.json holds no ranges of a calibration: ValueError: it does not unpack to"):
         Ranges.load(path)
+
+
+def test_with_labels_the_accuracy_itself_is_judged() -> None:
+    logits = np.eye(4)[[0, 1, 2, 3] * 10] * 4.0
+    labels = np.array([0, 1, 2, 0] * 10)  # the reference is wrong on each fourth picture
+    other = logits.copy()
+    other[3::4] = np.eye(4)[[1] * 10] * 4.0  # and so is this one, in another way
+    limits = Limits(max_error=0.9, max_accuracy_drop=0.05)
+    assert "10 of 40 pictures get another best class" in judge([other], [logits], limits, runtime="").reason
+    found = judge([other], [logits], limits, runtime="", labels=labels)
+    assert found.passed
+    assert (found.accuracy, found.reference_accuracy) == (0.75, 0.75)
+    assert found.figures()["accuracy"] == 0.75
+    other[:12:4] = np.eye(4)[[2] * 3] * 4.0
+    dropped = judge([other], [logits], limits, runtime="", labels=labels)
+    assert "the accuracy on 40 labelled pictures drops from 75.00% to 67.50%, by more than the share of 0.05" in dropped.reason
+    better = judge([np.eye(4)[labels] * 4.0], [logits], limits, runtime="", labels=labels)
+    assert better.passed
+    assert better.accuracy == 1.0
+    assert "accuracy" not in judge([logits], [logits], limits, runtime="").figures()

@@ -72,6 +72,23 @@ def test_files_of_arrays(tmp_path: Path, suffix: str) -> None:
     assert read(draw(path, SHAPE, None)) == 8
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: np.save(path, np.float32(3)), "holds a single number"),
+        (lambda path: path.write_text("hello"), "it holds something else than arrays of numbers"),
+        (lambda path: np.save(path, np.linspace(0, 1, 9, dtype="f4")[:, None, None, None] + np.zeros((1, *SHAPE), "f4")), "9 pictures of one colour"),
+        (lambda path: np.save(path, 1e30 * smooth(9).numpy()), "picture 0 of p.npy holds numbers up to 9.3e.29: those are no preprocessed pixels"),
+    ],
+)
+def test_what_is_no_picture_is_told_in_a_line(tmp_path: Path, make: Any, message: str) -> None:
+    make(tmp_path / "p.npy")
+    with pytest.raises((RequestError, InputError), match=message) as caught:
+        read(draw(tmp_path / "p.npy", SHAPE, None))
+    assert "\n" not in str(caught.value)
+    assert "pickle" not in str(caught.value)
+
+
 def test_a_cut_off_file_of_arrays_is_told(tmp_path: Path) -> None:
     path = tmp_path / "pictures.npy"
     np.save(path, smooth(4).numpy())
@@ -106,5 +123,5 @@ def test_folders_that_cannot_serve_are_errors(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="does not say how the pictures"):
         draw(tmp_path, SHAPE, None)
     (tmp_path / "damaged.png").write_bytes(b"no picture")
-    with pytest.raises(RequestError, match=r"holds no picture that can be read \(1 files"):
+    with pytest.raises(RequestError, match=r"holds no picture that can be read \(1 file"):
         read(draw(tmp_path, SHAPE, PREPROCESSING))

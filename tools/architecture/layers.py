@@ -54,7 +54,20 @@ LAYERS: tuple[Layer, ...] = (
             Room(
                 "ground",
                 _ours(
-                    *("errors", "files", "limits", "archives", "owners", "cores", "precision", "pictures", "preprocessing", "target", "text"),
+                    *(
+                        "errors",
+                        "files",
+                        "limits",
+                        "archives",
+                        "owners",
+                        "cores",
+                        "precision",
+                        "pictures",
+                        "preprocessing",
+                        "target",
+                        "text",
+                        "inputs",
+                    ),
                     *("weight_files", "_version"),
                 ),
                 "what every room may use",

@@ -44,7 +44,8 @@ def test_selecting_rows() -> None:
 
     int8 = ["fastcnn_int8_onnxruntime", "fastcnn_int8_openvino"]
     of_cpu = [name for name, peer in PEERS.items() if "cpu" in peer.devices]
-    assert names(select_peers(None)) == [name for name in of_cpu if name not in int8]
+    beside = [*int8, "fastcnn_bf16_torch", "fastcnn_bf16_openvino"]
+    assert names(select_peers(None)) == [name for name in of_cpu if name not in beside]
     assert names(select_peers(None, precision=Precision.int8)) == of_cpu
     assert names(select_peers(int8[:1])) == int8[:1]
     assert names(select_peers(None, "cuda")) == [name for name, peer in PEERS.items() if "cuda" in peer.devices]

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from bench_support import HOSTILE, is_rounded, number_at, report, shown_numbers
+from bench_support import HOSTILE, is_rounded, number_at, report, shown_numbers, with_precisions
 from markupsafe import escape
 
 from fastcnn.bench.records.load import parse_result, read_result
@@ -238,3 +238,13 @@ def test_roofline_without_times_of_its_steps_says_so() -> None:
     assert steps is not None
     made.groups[0].roofline = [replace(step, seconds=None, share=None) for step in steps]
     assert "hollow points were not timed apart" in _page(made)
+
+
+def test_precisions_stand_side_by_side_where_there_are_several(page: str) -> None:
+    assert "→" not in re.sub(r"<title>.*?</title>", "", page)
+    several = _page(with_precisions(report((1,), everything=False)))
+    assert "float32 → bfloat16 → INT8: the fastest row in each. Speed: times as fast as openvino." in several
+    table = several[several.index("float32 → bfloat16") :].partition("</table>")[0]
+    assert all(name in table for name in ("fastcnn_bf16_openvino", "fastcnn_int8_openvino"))
+    assert "fastcnn_int8_onnxruntime" not in table
+    assert shown_numbers(several)

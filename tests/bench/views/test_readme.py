@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from bench_support import HOSTILE, report
+from bench_support import HOSTILE, report, with_precisions
 
 from fastcnn.bench.records.load import read_result
 from fastcnn.bench.views.readme import generate, main, stale
@@ -65,6 +65,16 @@ def test_write_then_check(readme: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main([str(readme), "--check"]) == 0
     assert main([str(readme), "--write"]) == 0
     assert readme.read_text() == text
+
+
+def test_precisions_are_a_table_of_their_own(readme: Path) -> None:
+    assert "| float32 |" not in generate(readme).text
+    (readme.parent / "r" / "x.json").write_text(to_json(with_precisions(report(everything=False))))
+    lines = generate(readme).text.splitlines()
+    start = lines.index("| inception_v3, batch 1 | row | speed against openvino | size | relative error | agreement |")
+    assert [line.split(" | ")[0].strip("| ") for line in lines[start + 2 : start + 5]] == ["float32", "bfloat16", "INT8"]
+    assert "| `fastcnn_int8_openvino` |" in lines[start + 4]
+    assert lines[start + 4].endswith("| 24.8\u202fMB | 3.8e-2 | 98\u202f% |")
 
 
 def test_pictures_are_svg_with_colours_of_their_own(readme: Path) -> None:

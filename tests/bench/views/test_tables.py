@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from bench_support import report as made_up_report
+from bench_support import with_precisions
 from rich.console import Console
 
-from fastcnn.bench.records.result import BenchmarkReport, GroupResult, RowResult, Status, WarmUp
+from fastcnn.bench.records.result import BenchmarkReport, GroupResult, RowResult, Status, WarmUp, first_of_each_precision
 from fastcnn.bench.records.rows import ROWS
 from fastcnn.bench.views.tables import print_report, to_json, write_json
 from fastcnn.errors import RequestError
@@ -133,3 +134,22 @@ def test_json_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         write_json(_report(interrupted=True), path)
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
     assert path.read_bytes() == before
+
+
+def test_precisions_stand_side_by_side_where_there_are_several() -> None:
+    report = with_precisions(made_up_report((1,), everything=False))
+    lines = _text(report).splitlines()
+    start = lines.index("precision: float32 → bfloat16 → INT8")
+    table = [line.split() for line in lines[start + 2 : start + 5]]
+    assert [line[:2] for line in table] == [["float32", "fastcnn"], ["bfloat16", "fastcnn_bf16_openvino"], ["INT8", "fastcnn_int8_openvino"]]
+    rows = {row.name: row for row in report.groups[0].rows}
+    assert [line[2] for line in table] == [f"{rows[line[1]].ratio.value:.2f}×" for line in table]
+    assert [" ".join(line[3:]) for line in table] == ["95.4 MB 8.6e-7", "47.7 MB 6.5e-3 100.0%", "24.8 MB 3.8e-2 98.4%"]
+    assert not any("precision:" in line for line in _text(made_up_report((1,), everything=False)).splitlines())
+
+
+def test_a_precision_without_a_row_of_ours_is_shown_by_another() -> None:
+    assert first_of_each_precision([("int8", True), ("fp32", False), ("fp32", True), (None, True)]) == [2, 0]
+    assert first_of_each_precision([("bf16", False), ("fp32", False), ("fp32", False)]) == [1, 0]
+    assert first_of_each_precision([("fp32", True), ("fp32", False)]) == []
+    assert first_of_each_precision([(None, True)]) == []

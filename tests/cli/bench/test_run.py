@@ -263,22 +263,30 @@ def test_bfloat16_run(bench: Command, tmp_path: Path) -> None:
     assert "2×1×28×28 bfloat16" in result.stdout
 
 
-def test_int8_rows_beside_float32_ones(bench: Command, tmp_path: Path) -> None:
+def test_int8_rows_beside_float32_ones(bench: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcnn.bench.peers.fastcnn.has_bfloat16", lambda: True)  # PyTorch emulates it elsewhere
     pictures = torch.nn.functional.interpolate(torch.rand(60, 1, 7, 7, generator=torch.Generator().manual_seed(0)), size=28, mode="bilinear")
     np.save(tmp_path / "pictures.npy", pictures.numpy())
-    options = ["--batch-size", "2", "--peers", "eager,fastcnn_int8_*", "--rounds", "1", "--json", "r.json"]
+    options = ["--batch-size", "2", "--peers", "eager,fastcnn_int8_*,fastcnn_bf16_torch", "--rounds", "1", "--json", "r.json"]
     result = bench("simple_cnn", "--precision", "int8", "--calibration", "pictures.npy", *options)
     assert result.exit_code == 0, result.output
     data = json.loads((tmp_path / "r.json").read_text())
     assert data["settings"]["calibration"] == "pictures.npy"
     rows = {row["name"]: row for row in data["groups"][0]["rows"]}
     exact = rows.pop("eager")
-    assert (exact["status"], exact["agreement"]) == ("timed", None)
+    assert (exact["status"], exact["agreement"], exact["precision"]) == ("timed", None, "fp32")
+    bfloat16 = rows.pop("fastcnn_bf16_torch")
+    assert (bfloat16["status"], bfloat16["precision"]) == ("timed", "bf16"), bfloat16["reason"]
+    assert 1e-4 < bfloat16["relative_error"] < 0.05
+    assert bfloat16["agreement"] > 0.9
     here = [name for name, backend in INT8_ROWS.items() if available_backends()[backend] is None]
     assert sorted(name for name, row in rows.items() if row["status"] == "timed") == sorted(here)
     for name in here:
         assert exact["relative_error"] < 1e-5 < rows[name]["relative_error"] < 0.1
         assert rows[name]["agreement"] > 0.9
+        assert rows[name]["precision"] == "int8"
+        assert rows[name]["size_bytes"] > 0
+    assert "precision: float32 → bfloat16 → INT8" in result.stdout
     assert "agree" in result.stdout  # a narrow terminal cuts the head of the column
 
 
