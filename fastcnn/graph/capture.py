@@ -27,7 +27,7 @@ from fastcnn.errors import CaptureError, FastcnnError, InputError
 from fastcnn.graph.exported import take_own_names, to_graph_module
 from fastcnn.graph.functionalize import functionalize
 from fastcnn.graph.given import FlatModel, Seen, attributes_kept, unwrap
-from fastcnn.graph.ir import CapturedGraph, Shape, aten
+from fastcnn.graph.ir import CapturedGraph, Convolution, Shape, aten
 from fastcnn.inputs import Inputs, as_inputs
 from fastcnn.precision import exact_float32
 
@@ -249,6 +249,16 @@ def _simplify_calls(graph: fx.Graph) -> None:
             # A conversion to what it is would bring another dtype down to it, where the graph runs in one.
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif node.target is aten.conv2d.default:
+            _drop_dilation_of_one(node)
+
+
+def _drop_dilation_of_one(node: fx.Node) -> None:
+    """A window of one position has nothing to spread. oneDNN, on a map one pixel wide, ends the process over it."""
+    values = Convolution.of(node)
+    needed = [dilation if size > 1 else 1 for dilation, size in zip(values.dilation, values.kernel, strict=True)]
+    if needed != list(values.dilation):
+        node.args, node.kwargs = values.args(dilation=needed), {}
 
 
 def _shape(value: object) -> Shape:

@@ -19,6 +19,7 @@ from torch import nn
 import fastcnn
 from fastcnn.errors import CaptureError, InputError
 from fastcnn.graph.capture import capture
+from fastcnn.graph.ir import Convolution, aten
 from fastcnn.graph.output_structure import packer
 
 IMAGE = images(2, 3, 8, 8)
@@ -394,3 +395,17 @@ def test_second_argument_missing():
 
     with pytest.raises(CaptureError, match="missing a required argument: 'y'"):
         capture(Two().eval(), IMAGE)
+
+
+def test_a_window_of_one_is_not_dilated():
+    """oneDNN ends the process over a 1×1 convolution with dilation and padding on a map one pixel wide."""
+    model = net(lambda self, x: self.conv(x), conv=nn.Conv2d(3, 7, 1, stride=(3, 2), padding=1, dilation=2))
+    x = torch.rand(3, 3, 8, 1, generator=torch.Generator().manual_seed(0))
+    captured = capture(model, x)
+    (node,) = captured.calls(aten.conv2d.default)
+    assert Convolution.of(node).dilation == (1, 1)
+    for batch in (x, x.contiguous(memory_format=torch.channels_last)):
+        torch.testing.assert_close(captured.module(batch)[0], model(x))
+    wide = capture(net(lambda self, x: self.conv(x), conv=nn.Conv2d(3, 7, (3, 1), padding=2, dilation=(2, 5))), x)
+    (node,) = wide.calls(aten.conv2d.default)
+    assert Convolution.of(node).dilation == (2, 1)
