@@ -162,6 +162,11 @@ def summary(models: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{len(models)} models; right: " + ", ".join(f"{column} {count}" for column, count in right.items())
 
 
+def page(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table with what a reader should know of it, as a page."""
+    return f"{_PAGE}\n{summary(models)}.\n\n{markdown(models)}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Examines the models that the JSON file does not hold yet; see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -182,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_text(given.json, json.dumps({"environment": kept.get("environment") or environment(), "models": models}, indent=1) + "\n")
     print(summary(models))
     if given.markdown:
-        write_text(given.markdown, f"{_PAGE}\n{summary(models)}.\n\n{markdown(models)}")
+        write_text(given.markdown, page(models))
 
 
 _PAGE = """# Models of other libraries
@@ -190,7 +195,7 @@ _PAGE = """# Models of other libraries
 One classifier of each family of torchvision and timm, with random weights. Relative L2 error against float64 on pictures that the check of
 `fastcnn.optimize` did not see; PyTorch's own in float32 stands beside, and is the yardstick where a network amplifies rounding. The file's error is
 the largest over its runtimes and batches. Made by `python -m fastcnn.bench.studies.families --json FILE --markdown FILE`; the figures are in
-`bench/results/families.json`.
+`bench/results/models/families.json`.
 """
 
 

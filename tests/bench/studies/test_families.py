@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,13 @@ from fastcnn.bench.studies import families
 
 RIGHT = {"error": 2e-7}
 ROW = {"parameters": 1_250_000, "input": [3, 32, 32], "eager_error": 1e-7, "torch": RIGHT, "onnxruntime": RIGHT, "openvino": RIGHT, "seconds": 1.0}
+
+
+def test_the_page_is_that_of_the_committed_result():
+    root = Path(__file__).parents[3]
+    models = json.loads((root / "bench/results/models/families.json").read_text())["models"]
+    assert set(models) == set(families.FAMILIES)
+    assert (root / "docs/families.md").read_text() == families.page(models)
 
 
 def test_one_of_each_family():
