@@ -76,6 +76,8 @@ CHOICES = [
     (["info", "simple_cnn", "--weights-set", "{}"], "swa", "EMA"),
     (["export", "simple_cnn", "--onnx", "--weights-set", "{}"], "swa", "Plain"),
     (["predict", "simple_cnn", "gone.png", "--weights-set", "{}"], "swa", "EMA"),
+    (["predict", "simple_cnn", "gone.png", "--device", "{}"], "tpu", "CPU"),
+    (["evaluate", "simple_cnn", "--dataset", "mnist", "--data", "gone", "--device", "{}"], "tpu", "CPU"),
     (["evaluate", "simple_cnn", "--dataset", "mnist", "--data", "gone", "--weights-set", "{}"], "swa", "EMA"),
     (["export", "simple_cnn", "--onnx", "--precision", "int8", "--quantize-for", "{}"], "phone", "TensorRT"),
     (["export", "simple_cnn", "--onnx", "--dataset", "{}", "--data", "gone"], "coco", "CIFAR10"),
