@@ -21,11 +21,11 @@ ROOT: Any = typer.main.get_command(app)
 
 
 def pages(command: Any = ROOT, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The words before `--help` of every page. The command of a group that stands for it (`bench`) has the group's page."""
+    """The words before `--help` of every page that is shown. The command of a group that stands for it (`bench`) has the group's page."""
     yield path
     default = getattr(command, "default", None)
     for name, inner in getattr(command, "commands", {}).items():
-        if name != default:
+        if name != default and not inner.hidden:
             yield from pages(inner, (*path, name))
 
 
