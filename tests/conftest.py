@@ -24,6 +24,13 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(200_000, 20, 100)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _garbage_is_collected_by_module() -> Iterator[None]:
+    """Networks refer to themselves in circles, and their weights stay until these are found."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder `shared` beside the repository: real data and trained weights that a clone does not have."""
