@@ -13,6 +13,7 @@ from typing import Any
 from torch import fx
 
 from fastcnn.export.padding_apart import keep_padding_apart
+from fastcnn.export.products_apart import keep_products_apart
 from fastcnn.export.standard_convolutions import convolution, transposed_convolution
 from fastcnn.export.standard_pools import adaptive_average_pool, adaptive_max_pool, average_pool, max_pool
 from fastcnn.export.standard_resizes import antialiased_resize, bicubic_resize
@@ -30,6 +31,7 @@ def in_standard_forms(captured: CapturedGraph) -> CapturedGraph:
         if replacement is not None and replacement is not node:
             captured.replace(node, replacement)
     keep_padding_apart(captured)
+    keep_products_apart(captured)
     captured.tidy()
     return captured
 

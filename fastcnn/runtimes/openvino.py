@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from fastcnn.errors import BackendError
@@ -79,8 +81,47 @@ def compile_model(model: bytes, *, precision: str = "f32", threads: int | None =
             network.reshape({position: [batch_size, *list(port.partial_shape)[1:]] for position, port in enumerate(network.inputs)})
         compiled = core.compile_model(network, "CPU", options)
     except RuntimeError as error:
-        raise BackendError(f"OpenVINO cannot compile the model: {reason(error)}") from error
+        why = reason(error)
+        if why == type(error).__name__:  # it gives the place in its sources, or nothing
+            cut = functools.partial(_is_compiled, core, options=options)
+            why = f"operation {found}: it says no more" if (found := _first_refused(model, cut)) else why
+        raise BackendError(f"OpenVINO cannot compile the model: {why}") from error
     chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if chosen != precision:
         raise BackendError(f"OpenVINO would compute in {chosen} on this CPU, {precision} was asked for")
     return compiled
+
+
+def _is_compiled(core: Any, model: bytes, options: dict[str, object]) -> bool:
+    try:
+        core.compile_model(core.read_model(io.BytesIO(model)), "CPU", options)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _first_refused(model: bytes, is_compiled: Callable[[bytes], bool]) -> str | None:
+    """Of a model that the runtime refuses without a word, the operation that the shortest refused beginning ends with; None where there is none.
+
+    The network is cut behind a node again and again, about the logarithm of their number.
+    """
+    import onnx
+
+    whole = onnx.load_from_string(model)
+    nodes = list(whole.graph.node)
+
+    def beginning_compiles(count: int) -> bool:
+        cut = onnx.ModelProto()
+        cut.CopyFrom(whole)
+        del cut.graph.node[count:], cut.graph.output[:]
+        cut.graph.output.extend(onnx.ValueInfoProto(name=name) for name in nodes[count - 1].output if name)
+        return is_compiled(cut.SerializeToString())
+
+    compiled, refused = 0, len(nodes)
+    while refused - compiled > 1:
+        middle = (compiled + refused) // 2
+        compiled, refused = (middle, refused) if beginning_compiles(middle) else (compiled, middle)
+    if refused == len(nodes) and beginning_compiles(refused):
+        return None
+    last = nodes[refused - 1]
+    return last.op_type + (f" ({last.name})" if last.name and last.name != last.op_type else "")

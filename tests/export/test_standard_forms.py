@@ -15,6 +15,13 @@ from fastcnn.graph.capture import capture
 from fastcnn.graph.ir import aten
 from fastcnn.optimization import Builder
 
+
+def by_channel(x: Tensor) -> Tensor:
+    """A batch normalization of six channels, each another one."""
+    values = torch.arange(1, 7, dtype=x.dtype)
+    return F.batch_norm(x, values, values, 1 / values, -values)
+
+
 # On x [N, 6, 8, 9].
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "average pool with a divisor": lambda x: F.avg_pool2d(x, (3, 2), divisor_override=2),
@@ -37,6 +44,11 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "adaptive maximum to sizes that divide": lambda x: F.adaptive_max_pool2d(x, (4, 3)),
     "adaptive maximum to one": lambda x: F.adaptive_max_pool2d(x, 1),
     "adaptive maximum over one side": lambda x: F.adaptive_max_pool1d(x.flatten(2), 5),
+    "product with a matrix, then work on channels": lambda x: (
+        F.relu(x @ torch.linspace(-1, 1, 36, dtype=x.dtype).view(9, 4)) * torch.arange(1, 7, dtype=x.dtype).view(6, 1, 1)
+    ),
+    "linear layer, then batch normalization": lambda x: by_channel(F.relu(F.linear(x, torch.linspace(-1, 1, 18, dtype=x.dtype).view(2, 9)))),
+    "adaptive average to other sizes, then batch normalization": lambda x: by_channel(F.adaptive_avg_pool2d(x, (3, 12))),
     "area resize": lambda x: F.interpolate(x, size=(5, 4), mode="area"),
     "antialiased bilinear resize, smaller": lambda x: F.interpolate(x, size=(5, 4), mode="bilinear", antialias=True),
     "antialiased bilinear resize, larger": lambda x: F.interpolate(x, scale_factor=1.5, mode="bilinear", antialias=True),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 from graph_support import images, net
 from torch import nn
@@ -14,7 +15,7 @@ from torch import nn
 from fastcnn.errors import BackendError
 from fastcnn.export.onnx_lowering import lower_to_onnx
 from fastcnn.graph.capture import capture
-from fastcnn.runtimes.openvino import compile_model, reason
+from fastcnn.runtimes.openvino import _first_refused, compile_model, reason
 
 pytest.importorskip("openvino")
 
@@ -81,3 +82,22 @@ print(openvino.Core().available_devices[:1], asked, "openvino_telemetry" in sys.
 )
 def test_a_complaint_begins_with_the_operation(raw: str, line: str) -> None:
     assert reason(RuntimeError(raw)) == line
+
+
+@pytest.mark.parametrize("refused", ["Relu", "Add", "MatMul"])
+def test_of_a_refusal_without_a_word_the_operation_is_found(refused: str) -> None:
+    nodes = [
+        onnx.helper.make_node(kind, [f"v{index}", *more], [f"v{index + 1}"], name=f"{kind.lower()}.{index}")
+        for index, (kind, more) in enumerate((("Neg", ()), ("Relu", ()), ("Add", ("v0",)), ("Exp", ()), ("MatMul", ("v0",))))
+    ]
+    sides = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4, 4]) for name in ("v0", "v5")]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "net", sides[:1], sides[1:])).SerializeToString()
+
+    def compiles(cut: bytes) -> bool:
+        graph = onnx.load_from_string(cut).graph
+        assert [output.name for output in graph.output] == [graph.node[-1].output[0]]
+        return all(node.op_type != refused for node in graph.node)
+
+    number = [node.op_type for node in nodes].index(refused)
+    assert _first_refused(model, compiles) == f"{refused} ({refused.lower()}.{number})"
+    assert _first_refused(model, lambda cut: True) is None
