@@ -40,6 +40,10 @@ class UnknownNameError(RequestError):
         self.near = near
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM reached work that stops as on Ctrl-C, where somebody arranged for that: the command line, and training."""
+
+
 class WeightsError(RequestError):
     """A weight file is missing, damaged, or belongs to another model."""
 

@@ -7,12 +7,12 @@ import sys
 
 def main() -> None:
     """Run the command line on `sys.argv` and leave with one of the exit codes of `fastcnn.cli.exit_codes`."""
+    from fastcnn.cli.stopping import say_stopped, stop_at_sigterm
+
+    stop_at_sigterm()
     try:
         from fastcnn.cli.app import app
 
         app()
-    except KeyboardInterrupt:  # during the import above; a running command is handled in `fastcnn.cli.app`
-        from fastcnn.cli.exit_codes import INTERRUPTED
-
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as stop:  # during the import above; a running command is handled in `fastcnn.cli.app`
+        sys.exit(say_stopped(stop))

@@ -23,12 +23,13 @@ from fastcnn.cli.bench.results import commands as bench_commands
 from fastcnn.cli.env import env
 from fastcnn.cli.evaluate import evaluate
 from fastcnn.cli.examples import PREPROCESSING, examples
-from fastcnn.cli.exit_codes import BAD_REQUEST, BROKEN_PIPE, CHECK_FAILED, DEFECT, DONE, INTERRUPTED
+from fastcnn.cli.exit_codes import BAD_REQUEST, BROKEN_PIPE, CHECK_FAILED, DEFECT, DONE
 from fastcnn.cli.export import export
 from fastcnn.cli.info import info
 from fastcnn.cli.list_models import list_models
 from fastcnn.cli.optimize import optimize
 from fastcnn.cli.predict import predict
+from fastcnn.cli.stopping import say_stopped
 from fastcnn.cli.train import train
 from fastcnn.cli.verify import verify
 from fastcnn.errors import FastcnnError, ParityError
@@ -68,9 +69,8 @@ class CommandLine(TyperGroup):
             sys.stdout.flush()
         except (_ClickException, typer.Exit, typer.Abort):
             raise
-        except KeyboardInterrupt:
-            output.line("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt as stop:
+            raise typer.Exit(say_stopped(stop)) from None
         except BrokenPipeError:
             _drop_stdout()
             raise typer.Exit(BROKEN_PIPE) from None

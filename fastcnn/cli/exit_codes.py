@@ -11,5 +11,7 @@ BAD_REQUEST = 2
 DEFECT = 3
 # Ctrl-C; shells say 128 + SIGINT.
 INTERRUPTED = 130
+# SIGTERM; shells say 128 + SIGTERM.
+TERMINATED = 143
 # The reader of the output went away, as in `fastcnn list | head -1`; shells say 128 + SIGPIPE.
 BROKEN_PIPE = 141

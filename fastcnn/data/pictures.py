@@ -101,7 +101,7 @@ class PicturesOnDemand(Pictures):
             batch_size,
             num_workers=workers,
             collate_fn=_collate,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_ignore_requests_to_stop,
             generator=torch.Generator().manual_seed(0),  # else it draws from the global one, which a resumed run must find untouched
         )
         for batch in loader:
@@ -149,6 +149,8 @@ def _collate(samples: Sequence[tuple[Tensor, int] | str]) -> Batch | str:
     return torch.stack([pixels for pixels, _ in good]), torch.tensor([label for _, label in good])
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the training process alone decides when to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_requests_to_stop(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal, and SIGTERM may reach every process of a service; the training process alone decides when to
+    stop, and these end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -66,7 +66,7 @@ def train(
     Raises:
         UnknownNameError, WeightsError: no such model, dataset or weights.
         RequestError: pictures that are missing, damaged or do not fit, a folder that cannot be used, a loss that became infinite.
-        KeyboardInterrupt: on Ctrl-C or SIGTERM, after a checkpoint was written.
+        KeyboardInterrupt: on Ctrl-C, and its subclass Terminated on SIGTERM, after a checkpoint was written.
     """
     recipe, folder, spec = recipe or Recipe(), Path(folder), model_spec(model)
     _check_folder(folder, settings)

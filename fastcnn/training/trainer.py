@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.data.pictures import Pictures
-from fastcnn.errors import RequestError
+from fastcnn.errors import RequestError, Terminated
 from fastcnn.evaluation.metrics import Metrics, Tally
 from fastcnn.models.registry import ModelInfo
 from fastcnn.training.augmentation import shift_and_mirror
@@ -119,7 +119,7 @@ class Trainer:
         self.history: list[EpochRecord] = []
         self.best: EpochRecord | None = None
         self._random_state: Mapping[str, Tensor | None] = {}
-        self._stop_requested = False
+        self._stop_signal: int | None = None
 
     @property
     def weights_path(self) -> Path:
@@ -131,7 +131,8 @@ class Trainer:
     def run(self, progress: Progress | None = None) -> TrainingResult:
         """Trains to the last epoch of the recipe and counts the best weights on the test pictures.
 
-        Ctrl-C or SIGTERM ends the step at hand, writes a checkpoint and raises KeyboardInterrupt; a second one stops at once.
+        Ctrl-C or SIGTERM ends the step at hand, writes a checkpoint and raises KeyboardInterrupt, for SIGTERM its subclass
+        `fastcnn.errors.Terminated`; a second one stops at once.
 
         Raises:
             RequestError: the loss became infinite or not a number, a picture cannot be read, or nothing can be written.
@@ -155,9 +156,9 @@ class Trainer:
             if progress is not None and (self.step % _STEPS_BETWEEN_REPORTS == 0 or self.step == self.steps):
                 progress.step(self.epoch, self.step, self.steps, self._means(self.step)[0])
             if self.step < self.steps:
-                if self._stop_requested:
+                if self._stop_signal is not None:
                     self.save()
-                    raise KeyboardInterrupt
+                    raise self._stopped()
                 if time.perf_counter() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
                     self.save()
                     saved = time.perf_counter()
@@ -184,8 +185,8 @@ class Trainer:
         self.save()
         if progress is not None:
             progress.epoch(record, better)
-        if self._stop_requested and self.epoch <= self.recipe.epochs:
-            raise KeyboardInterrupt
+        if self._stop_signal is not None and self.epoch <= self.recipe.epochs:
+            raise self._stopped()
 
     def _train_step(self, pixels: Tensor, labels: Tensor) -> None:
         if self.recipe.augment:
@@ -351,6 +352,9 @@ class Trainer:
         write_csv(self.history, self.folder / CURVES_CSV)
         plot_curves(self.history, self.folder / CURVES_PNG, f"{self.info.name} on {self.dataset}")
 
+    def _stopped(self) -> KeyboardInterrupt:
+        return Terminated() if self._stop_signal == signal.SIGTERM else KeyboardInterrupt()
+
     @contextlib.contextmanager
     def _stoppable(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM wait for the end of a step, once. Signals can be handled in the main thread only."""
@@ -359,9 +363,10 @@ class Trainer:
             return
 
         def ask(number: int, frame: object) -> None:
-            if self._stop_requested:
-                raise KeyboardInterrupt
-            self._stop_requested = True
+            again = self._stop_signal is not None
+            self._stop_signal = number
+            if again:
+                raise self._stopped()
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -17,7 +17,7 @@ import typer.main
 import fastcnn.cli
 from fastcnn.cli.app import app
 from fastcnn.cli.options import own_spelling
-from fastcnn.errors import BackendError, ParityError, RequestError, UnknownNameError
+from fastcnn.errors import BackendError, ParityError, RequestError, Terminated, UnknownNameError
 from fastcnn.models import registry
 
 COMMANDS = ("list", "info", "export", "verify", "bench", "env")
@@ -175,6 +175,7 @@ def test_unknown_model_names_the_nearest(cli, args, tmp_path):
         (BackendError("gone: a\x1b[2J\x9bb\nc\udcff.png"), 2, r"error: gone: a\x1b[2J\x9bb\nc\udcff.png"),
         (RuntimeError("first\nsecond"), 3, "error: fastcnn failed: RuntimeError: first second"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (Terminated(), 143, "terminated"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
@@ -220,15 +221,18 @@ def test_reader_that_goes_away_is_no_error(tmp_path, environment):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C reaches a Windows process in another way")
-def test_ctrl_c_is_one_line_and_leaves_no_file(tmp_path, environment):
+@pytest.mark.parametrize(
+    ("sent", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")], ids=lambda value: str(value)
+)
+def test_a_request_to_stop_is_one_line_and_leaves_no_file(tmp_path, environment, sent, code, said):
     command = [sys.executable, "-m", "fastcnn", "export", "resnet50", "--onnx"]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     first = process.stderr.readline()
     assert "seeded random weights" in first
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     stdout, stderr = process.communicate()
-    assert process.returncode == 130, stderr
-    assert stderr.splitlines()[-1] == "interrupted"
+    assert process.returncode == code, stderr
+    assert stderr.splitlines()[-1] == said
     assert "Traceback" not in stderr
     assert stdout == ""
     assert not list(tmp_path.iterdir())

@@ -79,7 +79,9 @@ def test_a_thousand_pictures_ten_of_them_corrupt(cli, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals as on Unix")
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)], ids=["killed", "Ctrl-C"])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["killed", "Ctrl-C", "SIGTERM"]
+)
 def test_stopped_half_way_and_resumed_gives_the_same_file(cli, tmp_path, environment, sent, code):
     write_pictures(tmp_path / "pictures", 600, range(3, 600, 60))
     options = ("pictures", "--batch-size", "4", "--quarantine", "bad.jsonl")

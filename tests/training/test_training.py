@@ -15,7 +15,7 @@ from dataset_files import write_image_folder, write_mnist
 from PIL import Image
 from safetensors import safe_open
 
-from fastcnn.errors import FileFormatError, RequestError, WeightsError
+from fastcnn.errors import FileFormatError, RequestError, Terminated, WeightsError
 from fastcnn.models import create_model
 from fastcnn.models.weights import DESCRIPTION_KEY, describe_weights
 from fastcnn.training.augmentation import shift_and_mirror
@@ -101,8 +101,9 @@ def test_interrupted_between_epochs_and_resumed(finished, data, tmp_path, number
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         train("simple_cnn", "mnist", data, tmp_path, RECIPE, progress=StopAfter(2, number))
+    assert isinstance(stopped.value, Terminated) == (number == signal.SIGTERM)
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     result = train("simple_cnn", "mnist", data, tmp_path, RECIPE, settings=RunSettings(resume=True))
     assert torch.equal(torch.get_rng_state(), before)

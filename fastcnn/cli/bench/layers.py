@@ -9,9 +9,9 @@ import typer
 
 from fastcnn.cli import output
 from fastcnn.cli.bench.run import batch_sizes_of, names_of
-from fastcnn.cli.exit_codes import INTERRUPTED
 from fastcnn.cli.options import Force, Model
 from fastcnn.cli.progress import progress_bar
+from fastcnn.cli.stopping import say_stopped
 from fastcnn.errors import BackendError, RequestError
 from fastcnn.files import check_target, write_text
 from fastcnn.precision import Precision
@@ -68,5 +68,4 @@ def layers(
         write_text(choices_file, json.dumps(report.choices(torch.device("cuda")), indent=1) + "\n")
         output.note(f"the choices are in {choices_file}")
     if report.interrupted:
-        output.line("interrupted")
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(say_stopped())

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastcnn.cli import output
-from fastcnn.cli.exit_codes import CHECK_FAILED, INTERRUPTED
+from fastcnn.cli.exit_codes import CHECK_FAILED
 from fastcnn.cli.options import Device, Force, ImageSize, InputShape, ModelArgs, NumClasses, Weights, complete_model, model_request, own_spelling
 from fastcnn.cli.progress import progress_bar
+from fastcnn.cli.stopping import say_stopped
 from fastcnn.errors import RequestError
 from fastcnn.files import check_target
 from fastcnn.precision import Precision
@@ -127,8 +128,7 @@ def _leave(report: BenchmarkReport) -> None:
         output.error(f"{', '.join(failed)} failed: the reason is in the report")
         raise typer.Exit(CHECK_FAILED)
     if report.interrupted:
-        output.line("interrupted")
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(say_stopped())
 
 
 def names_of(text: str) -> list[str]:
