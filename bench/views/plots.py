@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastcnn.bench.views import units
+from fastcnn.caches import import_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,6 +177,7 @@ def errors(rows: Sequence[Bar], tolerance: float, axis: str, title: str, *, key:
 
 def lines(rows: Sequence[Line], axis: str, title: str, *, key: str) -> str:
     """Throughput over batch sizes: fastcnn's rows in colour, the others in grey; the name stands at the end of each line."""
+    import_matplotlib()
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     with _figure(300, key, title) as (figure, ax, done):
@@ -278,6 +280,7 @@ class _Done:
 
 @contextmanager
 def _figure(height: float, key: str, title: str) -> Iterator[tuple[Figure, Axes, _Done]]:
+    import_matplotlib()
     import matplotlib.style
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

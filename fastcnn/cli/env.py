@@ -44,8 +44,8 @@ def _facts() -> dict[str, Any]:
     import torch
 
     from fastcnn.bench.records.environment import cpu_model
+    from fastcnn.caches import cache_folder
     from fastcnn.engines import available_backends
-    from fastcnn.engines.triton.choices import cache_folder
 
     return {
         "versions": {"fastcnn": __version__, "python": platform.python_version(), **_versions()},

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcnn.caches import import_matplotlib
 from fastcnn.evaluation.metrics import Metrics
 from fastcnn.files import replacing
 
@@ -74,6 +75,7 @@ def plot_disagreements(disagreements: Sequence[Disagreement], path: Path, title:
 
 
 def _figure(width: float, height: float) -> Any:
+    import_matplotlib()
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

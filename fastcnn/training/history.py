@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from fastcnn.caches import import_matplotlib
 from fastcnn.files import replacing
 
 
@@ -53,6 +54,7 @@ def write_csv(history: Sequence[EpochRecord], path: Path) -> None:
 
 def plot_curves(history: Sequence[EpochRecord], path: Path, title: str) -> None:
     """Loss and accuracy of training and validation over the epochs, as PNG."""
+    import_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 import platform
 import re
 import threading
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 
+from fastcnn.caches import cache_folder
 from fastcnn.errors import RequestError
 from fastcnn.files import replacing
 
@@ -108,13 +108,6 @@ def parse_choices(document: Mapping[str, Any]) -> dict[str, Choice]:
         key: Choice(str(entry["implementation"]), tuple(int(number) for number in entry["variant"]), entry["milliseconds"], str(entry["why"]))
         for key, entry in document["choices"].items()
     }
-
-
-def cache_folder() -> Path:
-    """`$FASTCNN_CACHE`, or `fastcnn` in the user's cache folder."""
-    if own := os.environ.get("FASTCNN_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fastcnn")
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.engines.triton.choices import Variant, cache_folder, describe_environment
+from fastcnn.caches import cache_folder
+from fastcnn.engines.triton.choices import Variant, describe_environment
 from fastcnn.engines.triton.problem import ConvOperands, ConvProblem, ConvWeights
 from fastcnn.errors import BackendError
 from fastcnn.files import replacing
