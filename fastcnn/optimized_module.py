@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _modules
 
 from fastcnn.engines.base import Engine, Lowered
-from fastcnn.errors import InputError, RequestError
+from fastcnn.errors import BackendError, InputError, RequestError
 from fastcnn.graph.ir import CapturedGraph
 from fastcnn.graph.output_structure import packer
 from fastcnn.graph.plan import BackendTiming, PassReport, Plan
@@ -53,7 +55,7 @@ class OptimizedModule(nn.Module):
 
     Takes any batch size, an empty one too. Calls are thread-safe; where PyTorch itself computes float32 on a GPU, those of modules that differ in
     `allow_tf32` take turns (see `fastcnn.precision.float32_products`). Inference only, and its device and dtype are fixed:
-    `optimize` again for others.
+    `optimize` again for others. It belongs to the process that made it: a process forked from that has none of the runtime's threads, and is told.
     A batch that holds NaN, an infinity or a value beyond 1e10 runs on PyTorch's plain operations where the engine would lose them, and says so once.
     """
 
@@ -69,7 +71,9 @@ class OptimizedModule(nn.Module):
         self._run_arrays = _array_runner(lowered, self._input_dtype, self._inputs[0][0][1:]) if fast else None
         self._plan: Plan | None = None
         self._warned = False
+        self._left_behind = False
         self.training = False
+        _ALIVE.add(self)
 
     @property
     def backend(self) -> str:
@@ -111,11 +115,17 @@ class OptimizedModule(nn.Module):
 
         Raises:
             InputError: wrong number of inputs, rank, size, dtype or device.
+            BackendError: it was made before this process was forked.
         """
         if self._run_arrays is not None and not more:
             outputs = self._run_arrays(x)
             if outputs is not None:
                 return self._pack(outputs)
+        if self._left_behind:
+            raise BackendError(
+                f"this module was made before the process was forked, and its threads ({self.backend}) stayed behind: make it in the new process with"
+                ' fastcnn.load or fastcnn.optimize, or start that with multiprocessing\'s "spawn"'
+            )
         inputs = (x, *more)
         self._check(inputs)
         if torch.is_autocast_enabled(self._device.type):
@@ -225,6 +235,19 @@ class OptimizedModule(nn.Module):
         shapes = [shape for shape, _ in self._inputs]
         takes = f"input={shapes[0]}" if len(shapes) == 1 else f"inputs={shapes}"
         return f"{name}, backend={self.backend}, dtype={self.dtype}, {takes}"
+
+
+# The modules of this process. A fork has copies of them, without the threads that compute: a call would wait for ever, or crash.
+_ALIVE: weakref.WeakSet[OptimizedModule] = weakref.WeakSet()
+
+
+def _leave_behind() -> None:
+    for module in list(_ALIVE):
+        module._left_behind, module._run_arrays = True, None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_behind)
 
 
 def _inputs(count: int) -> str:
