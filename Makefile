@@ -10,6 +10,7 @@ PIP := $(PY) -m pip install --quiet --no-input --disable-pip-version-check
 USABLE := $(VENV)/.fastcnn-usable
 INSTALLED := $(VENV)/.fastcnn-installed
 UNFINISHED := $(VENV)/.fastcnn-unfinished
+LOWEST := build/lowest
 TYPECHECK := build/typecheck
 # One thread for each test process: more of them would only take the cores from each other. glibc keeps freed memory for the next large tensor:
 # asking the system for each one anew took a tenth of the time.
@@ -21,8 +22,11 @@ PYTEST_ARGS ?=
 SEEDS ?= 0:3000
 MUTANTS ?= 0:1000
 ENGINES ?= torch,onnxruntime,openvino,onnx
+KILLS ?= 50
+MINUTES ?= 60
+SOAKED ?= torch onnxruntime openvino ncnn
 
-.PHONY: help demo test quick durations fuzz mutate cuda lint typecheck pytest format readme architecture clean
+.PHONY: help demo test quick durations fuzz mutate kill soak lowest cuda lint typecheck pytest format readme architecture clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
@@ -60,6 +64,19 @@ durations: $(INSTALLED) ## Measure all tests and note which ones make quick leav
 
 mutate: $(INSTALLED) ## A thousand damaged files of each format, and a table of what became of them
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m mutation --seeds $(MUTANTS)
+
+kill: $(INSTALLED) ## Each writer killed fifty times and run again, and what was left
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m kills --kills $(KILLS)
+
+soak: $(INSTALLED) ## An hour on each engine, eight threads, every answer compared; memory over time
+	@set -eu; for engine in $(SOAKED); do PYTHONPATH=tests $(PY) -m soak --engine $$engine --minutes $(MINUTES); done
+
+# In a .venv of its own: PyTorch's lowest version takes 6 GB once more.
+lowest: $(INSTALLED) ## The quick tests with the lowest versions that pyproject.toml allows
+	$(PY) -m venv --clear $(LOWEST)
+	$(PY) tools/lowest.py openvino ncnn test > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --no-input --disable-pip-version-check -c $(LOWEST)/lowest.txt -e '.[test]'
+	$(subst $(PY),$(LOWEST)/bin/python,$(PYTEST)) --quick $(PYTEST_ARGS)
 
 fuzz: $(INSTALLED) ## Thousands of random networks through every engine, and a table of what came out
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m fuzz --seeds $(SEEDS) --engines $(ENGINES)
