@@ -61,6 +61,7 @@ LAYERS: tuple[Layer, ...] = (
                         "archives",
                         "owners",
                         "cores",
+                        "caches",
                         "precision",
                         "pictures",
                         "preprocessing",
