@@ -16,7 +16,7 @@ from fastcnn.export.padding_apart import keep_padding_apart
 from fastcnn.export.products_apart import keep_products_apart
 from fastcnn.export.standard_convolutions import convolution, transposed_convolution
 from fastcnn.export.standard_pools import adaptive_average_pool, adaptive_max_pool, average_pool, max_pool
-from fastcnn.export.standard_resizes import antialiased_resize, bicubic_resize
+from fastcnn.export.standard_resizes import antialiased_resize, bicubic_resize, nearest_resize
 from fastcnn.graph.ir import CapturedGraph, arguments, aten
 
 # A call → the node that takes its place; None where it stays.
@@ -200,6 +200,12 @@ def _attention(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
     return captured.call(aten.squeeze.dims, (headed, [1]), before=node, like=node)
 
 
+_NEAREST = (
+    *(aten.upsample_nearest1d.vec, aten.upsample_nearest1d.default, aten._upsample_nearest_exact1d.vec, aten._upsample_nearest_exact1d.default),
+    *(aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default, aten._upsample_nearest_exact2d.vec, aten._upsample_nearest_exact2d.default),
+    *(aten.upsample_nearest3d.vec, aten.upsample_nearest3d.default, aten._upsample_nearest_exact3d.vec, aten._upsample_nearest_exact3d.default),
+)
+
 _REWRITINGS: dict[Any, Rewriting] = {
     aten.pad.default: _circular_padding,
     aten._pad_circular.default: _circular_padding,
@@ -231,4 +237,5 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten._upsample_bilinear2d_aa.default: antialiased_resize,
     aten._upsample_bicubic2d_aa.vec: antialiased_resize,
     aten._upsample_bicubic2d_aa.default: antialiased_resize,
+    **dict.fromkeys(_NEAREST, nearest_resize),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,42 @@ def bicubic_resize(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
     """ONNX Runtime moves transpositions through a resize, and then refuses it: its bicubic one wants the sides last."""
     moved = (aten.permute.default, aten.transpose.int, aten.movedim.int, aten.movedim.intlist)
     return as_products(captured, node) if next(captured.calls(*moved), None) is not None else None
+
+
+def nearest_resize(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:
+    """ONNX divides by a rounded ratio, and then takes the position before the right one: 1 / (4 / 28) is less than 7. Whole enlargements are exact.
+
+    Others become a slice with a step, or the numbers of the positions.
+    """
+    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    sizes, result = source.meta["shape"][2:], node.meta["shape"][2:]
+    if None in sizes or None in result:
+        return None
+    positions = [_positions(node, sizes, axis) for axis in range(len(sizes))]
+    repeated = [torch.arange(side).repeat_interleave(max(1, out // side)) for side, out in zip(sizes, result, strict=True)]
+    if all(torch.equal(found, whole) for found, whole in zip(positions, repeated, strict=True)):
+        return None
+    value = source
+    for axis, (side, index) in enumerate(zip(sizes, positions, strict=True)):
+        if torch.equal(index, torch.arange(side)):
+            continue
+        shape = (*value.meta["shape"][: 2 + axis], len(index), *value.meta["shape"][3 + axis :])
+        step = int(index[1]) if len(index) > 1 else side
+        if step > 0 and torch.equal(index, torch.arange(0, side, step)):
+            args: tuple[Any, ...] = (value, 2 + axis, 0, side, step)
+            value = captured.call(aten.slice.Tensor, args, before=node, like=node, shape=shape)
+        else:
+            constant = captured.add_constant(f"{node.meta.get('path') or node.name}.positions", index, before=node)
+            value = captured.call(aten.index_select.default, (value, 2 + axis, constant), before=node, like=node, shape=shape)
+    return value
+
+
+def _positions(node: fx.Node, sizes: Sequence[int], axis: int) -> Tensor:
+    """[out] of one side: where each number comes from, as PyTorch's operation has it."""
+    numbers = torch.arange(sizes[axis], dtype=torch.float64).view(*(-1 if other == axis else 1 for other in range(len(sizes))))
+    target: Any = node.target
+    taken = target(numbers.expand(1, 1, *sizes).contiguous(), *node.args[1:], **node.kwargs)[0, 0]
+    return taken.movedim(axis, 0).reshape(taken.shape[axis], -1)[:, 0].long()
 
 
 def as_products(captured: CapturedGraph, node: fx.Node) -> fx.Node | None:

@@ -56,6 +56,11 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "bicubic resize between transpositions": lambda x: F.interpolate(
         F.silu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), size=(5, 4), mode="bicubic", align_corners=True
     ).permute(0, 2, 3, 1),
+    "nearest resize by a seventh and a half": lambda x: F.interpolate(x.repeat(1, 1, 7, 1), size=(8, 6)),
+    "nearest resize, both larger and smaller": lambda x: F.interpolate(x, scale_factor=(1.7, 0.6)),
+    "nearest resize to the middle of positions": lambda x: F.interpolate(x, size=(5, 21), mode="nearest-exact"),
+    "nearest resize of one side": lambda x: F.interpolate(x.flatten(2), scale_factor=0.3) + F.interpolate(x.flatten(2), scale_factor=2)[..., :21],
+    "nearest resize to whole multiples": lambda x: F.interpolate(x, scale_factor=(2, 3)),
     "resize of one position": lambda x: (
         F.interpolate(x[:, :, :1, :1], size=(3, 4), mode="bilinear") + F.interpolate(x[..., :1, :1], (3, 4), mode="bicubic")
     ),
