@@ -15,18 +15,25 @@ import pytest
 from typer.testing import CliRunner, Result
 
 
+@pytest.fixture(autouse=True)
+def _logs_are_put_back() -> Iterator[None]:
+    """A command in this process sends fastcnn's logs to stderr, where the tests of other folders do not see them."""
+    logger = logging.getLogger("fastcnn")
+    before = (logger.handlers, logger.level, logger.propagate, warnings.showwarning)
+    yield
+    logger.handlers, logger.propagate, warnings.showwarning = before[0], before[2], before[3]
+    logger.setLevel(before[1])
+
+
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """`cli("list", "--json")` runs the command in an empty folder; the streams are kept apart in the result."""
     from fastcnn.cli.app import app
 
     monkeypatch.chdir(tmp_path)
     for name in ("COLUMNS", "FORCE_COLOR", "FASTCNN_DEBUG"):
         monkeypatch.delenv(name, raising=False)
-    logger = logging.getLogger("fastcnn")
-    before = (logger.handlers, logger.level, logger.propagate, warnings.showwarning)
-    yield lambda *args: CliRunner().invoke(app, [str(arg) for arg in args], prog_name="fastcnn")
-    logger.handlers, logger.level, logger.propagate, warnings.showwarning = before
+    return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args], prog_name="fastcnn")
 
 
 @pytest.fixture
