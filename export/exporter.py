@@ -25,8 +25,10 @@ from fastcnn.export.options import (
     BatchSize,
     ExportOptions,
     Labels,
+    Opset,
     Preprocess,
     parse_batch_size,
+    parse_opset,
     parse_precision,
     parse_preprocess,
     read_labels,
@@ -53,7 +55,7 @@ def export_onnx(
     path: str | os.PathLike[str],
     example_input: Inputs,
     *,
-    opset: int | None = None,
+    opset: Opset = None,
     precision: str = "fp32",
     batch_size: BatchSize = "dynamic",
     softmax: bool = False,
@@ -61,6 +63,7 @@ def export_onnx(
     force: bool = False,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     preprocess: str = "none",
+    picture_size: tuple[int, int] | None = None,
     preprocessing: Preprocessing | None = None,
     tolerance: float | None = None,
     calibration: Calibration | None = None,
@@ -82,7 +85,7 @@ def export_onnx(
         model: any classifier in evaluation mode that `torch.export` can capture, or a graph captured from one; not changed.
         example_input: [N, C, H, W], or a tuple where the model takes several; its sizes, but for N, become those of the file, and its range that of
             the pictures it is checked with.
-        opset: 13 to 23; by default the lowest of these that the graph needs, which the most runtimes read.
+        opset: 13 to 23, or "min", the default: the lowest of these that the graph needs, which the most runtimes read.
         precision: "fp32"; "fp16" for float16 weights and arithmetic, but where numbers would overflow or vanish: that stays in float32; "int8" for
             products of 8-bit numbers, which needs `calibration`.
         batch_size: "dynamic", or the one size that the file shall accept.
@@ -93,6 +96,8 @@ def export_onnx(
         preprocess: what the file does of the preprocessing itself. "none": it takes normalised pictures. "normalize": it takes uint8
             [batch, H, W, C] pixels of its size and normalises them. "resize": pixels of any height and width, which it also resizes and crops;
             bilinear or bicubic, by the same filter as Pillow, without rounding to whole levels in between.
+        picture_size: (height, width) of the only pictures that a resizing file shall take: it then computes no sizes, which OpenCV 4, TVM, tract
+            and OpenVINO 2023 cannot read.
         preprocessing: from a picture to the model's input, for a model that does not say so itself; stored in the file in any case.
         tolerance: bound on the relative L2 error of the file, for a network that amplifies rounding, in place of the rule of its precision
             (`fastcnn.parity`). The file states it, and `verify_file` holds it to that.
@@ -134,8 +139,9 @@ def export_onnx(
         softmax=softmax,
         labels=read_labels(labels),
         force=force,
-        opset=opset,
+        opset=parse_opset(opset),
         preprocess=parse_preprocess(preprocess),
+        picture_size=picture_size,
         preprocessing=preprocessing,
         tolerance=tolerance,
         int8=int8,
@@ -156,6 +162,7 @@ def export_torchscript(
     force: bool = False,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     preprocess: str = "none",
+    picture_size: tuple[int, int] | None = None,
     preprocessing: Preprocessing | None = None,
     tolerance: float | None = None,
     calibration: Calibration | None = None,
@@ -175,6 +182,7 @@ def export_torchscript(
         labels=read_labels(labels),
         force=force,
         preprocess=parse_preprocess(preprocess),
+        picture_size=picture_size,
         preprocessing=preprocessing,
         tolerance=tolerance,
         half=_half(known, calibration),
@@ -194,6 +202,7 @@ def export_pt2(
     force: bool = False,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     preprocess: str = "none",
+    picture_size: tuple[int, int] | None = None,
     preprocessing: Preprocessing | None = None,
     tolerance: float | None = None,
     calibration: Calibration | None = None,
@@ -214,6 +223,7 @@ def export_pt2(
         labels=read_labels(labels),
         force=force,
         preprocess=parse_preprocess(preprocess),
+        picture_size=picture_size,
         preprocessing=preprocessing,
         tolerance=tolerance,
         half=_half(known, calibration),
@@ -353,7 +363,7 @@ def _front(options: ExportOptions, preprocessing: Preprocessing | None) -> Pixel
         return None
     assert preprocessing is not None
     resize, normalize = options.preprocess is Preprocess.resize, options.precision is not Precision.fp32
-    return PixelInput(preprocessing, resize=resize, normalize=normalize)
+    return PixelInput(preprocessing, resize=resize, normalize=normalize, picture_size=options.picture_size)
 
 
 def _check_inputs(captured: CapturedGraph, options: ExportOptions) -> None:

@@ -34,7 +34,7 @@ from fastcnn.cli.options import (
 from fastcnn.errors import RequestError
 from fastcnn.export.attestation import attestation_path, write_attestation
 from fastcnn.export.formats import FORMATS, Format
-from fastcnn.export.options import PRECISIONS, ExportOptions, Preprocess, parse_precision, read_labels
+from fastcnn.export.options import PRECISIONS, ExportOptions, Preprocess, parse_opset, parse_picture_size, parse_precision, read_labels
 from fastcnn.files import check_target
 from fastcnn.precision import Precision
 from fastcnn.preprocessing import Preprocessing
@@ -71,7 +71,9 @@ def export(
         str, typer.Option(metavar="|".join(_precisions()), autocompletion=_precisions, help="The type of the weights and of the arithmetic.")
     ] = Precision.fp32.value,
     batch_size: Annotated[str, typer.Option(metavar="N|dynamic", help="The batch that the file accepts.")] = "dynamic",
-    opset: Annotated[int | None, typer.Option(metavar="N", help="The ONNX opset, 13 to 23.  [default: the lowest that the model needs]")] = None,
+    opset: Annotated[
+        str, typer.Option(metavar="N|min", help="The ONNX opset, 13 to 23, or the lowest that the model needs, which the most runtimes read.")
+    ] = "min",
     softmax: Annotated[bool, typer.Option("--softmax", help="Give probabilities instead of logits.")] = False,
     preprocess: Annotated[
         Preprocess,
@@ -80,6 +82,10 @@ def export(
             help="What the file does itself: with normalize it takes uint8 [N, H, W, C] pixels of its size, with resize of any size.",
         ),
     ] = Preprocess.none,
+    picture_size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Of resize: take pictures of this size only, which older parsers read too.  [default: any]"),
+    ] = None,
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, to store in the file.")] = None,
     image_size: ImageSize = None,
     input_shape: InputShape = None,
@@ -172,8 +178,9 @@ def export(
         softmax=softmax,
         labels=read_labels(labels),
         force=force,
-        opset=opset,
+        opset=parse_opset(opset),
         preprocess=preprocess,
+        picture_size=parse_picture_size(picture_size),
         preprocessing=None if preprocessing is None else read_preprocessing(preprocessing),
         tolerance=tolerance,
         int8=int8,
