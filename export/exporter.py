@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.errors import RequestError
+from fastcnn.export.adapting import adapt
 from fastcnn.export.check import FileCheck, picture_sets, run_checks
 from fastcnn.export.container import Container
 from fastcnn.export.formats import ONNX, PT2, TORCHSCRIPT
@@ -26,14 +27,16 @@ from fastcnn.export.options import (
     ExportOptions,
     Labels,
     Opset,
-    Preprocess,
     parse_batch_size,
     parse_opset,
     parse_precision,
     parse_preprocess,
     read_labels,
 )
+from fastcnn.export.parser_rules import require_readable
 from fastcnn.export.pixel_input import PixelInput, normalize_in_graph, preprocessing_in, take_pixels
+from fastcnn.export.preprocess import Preprocess
+from fastcnn.export.profiles import parse_profile
 from fastcnn.export.quantized import QuantizedGraph, judge_file, quantize_graph
 from fastcnn.export.report import ExportReport
 from fastcnn.files import check_target, replacing, sha256_of_file
@@ -73,6 +76,7 @@ def export_onnx(
     max_accuracy_drop: float = MAX_ACCURACY_DROP,
     save_ranges: str | os.PathLike[str] | None = None,
     labelled: tuple[Tensor, Tensor] | None = None,
+    profile: str | None = None,
 ) -> ExportReport:
     """Write a model as ONNX, in standard operators only, once onnxruntime or OpenVINO, where installed, agrees with the float64 reference.
 
@@ -111,6 +115,8 @@ def export_onnx(
         save_ranges: a .json file for what the calibration found out.
         labelled: of an int8 file: (preprocessed pictures [N, ...], their classes [N]) to judge it by in place of the pictures kept apart:
             `max_accuracy_drop` then bounds what the accuracy itself drops by.
+        profile: what shall read the file, a name in `fastcnn.export.profiles.PROFILES`: options at their defaults are adapted to it, with a line in
+            the log for each, and the graph is held against the rules of its parser.
 
     Raises:
         RequestError: a wrong option, an output that cannot be written, or an operation that ONNX lacks. Nothing was written.
@@ -147,6 +153,10 @@ def export_onnx(
         int8=int8,
         half=_half(known, calibration),
     )
+    if (row := parse_profile(profile)) is not None:
+        options, changes = adapt(options, row)
+        for change in changes:
+            log.info("for %s: %s", row.title, change)
     return export_file(model, example_input, options)
 
 
@@ -262,6 +272,8 @@ def export_file(
         finished = take_pixels(finished, front, options.batch_size)
     names = default_output_names(finished, "probabilities" if options.softmax else "logits")
     container = Container(options.format.name, options.format.lower(finished, names, options.batch_size, options.opset))
+    if options.profile is not None:
+        require_readable(container.content, options.profile, captured.info["name"])
 
     reference = _whole_reference(model, front, options.softmax)
     with replacing(options.path, suffix=options.format.suffix) as draft:
@@ -363,7 +375,8 @@ def _front(options: ExportOptions, preprocessing: Preprocessing | None) -> Pixel
         return None
     assert preprocessing is not None
     resize, normalize = options.preprocess is Preprocess.resize, options.precision is not Precision.fp32
-    return PixelInput(preprocessing, resize=resize, normalize=normalize, picture_size=options.picture_size)
+    cast_first = options.profile is not None and options.profile.cast_first
+    return PixelInput(preprocessing, resize=resize, normalize=normalize, picture_size=options.picture_size, cast_first=cast_first)
 
 
 def _check_inputs(captured: CapturedGraph, options: ExportOptions) -> None:

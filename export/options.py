@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 from fastcnn.errors import RequestError, UnknownNameError
 from fastcnn.export.formats import Format
+from fastcnn.export.preprocess import Preprocess
+from fastcnn.export.profiles import Profile
 from fastcnn.precision import Precision
 from fastcnn.preprocessing import Preprocessing
 from fastcnn.quantization.request import HalfRequest, Int8Request
@@ -28,14 +29,6 @@ BATCH_SIZES = (1, 2, 5)
 
 # A file with a fixed batch is checked on at least this many pictures.
 _CHECKED_PICTURES = 5
-
-
-class Preprocess(StrEnum):
-    """What a file does of the preprocessing itself: nothing; normalise uint8 pixels of its size; resize and crop pixels of any size as well."""
-
-    none = "none"
-    normalize = "normalize"
-    resize = "resize"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +50,7 @@ class ExportOptions:
         tolerance: bound on the relative L2 error in place of the rule of the precision; None for that rule.
         int8: what to calibrate with, and what passes; for that precision, and for no other.
         half: pictures to find with what float16 is too narrow for, beside those that the file is checked with; for float16, and for no other.
+        profile: what shall read the file, where that is one runtime; `adapting.adapt` sets it, with the options that it needs.
 
     Raises RequestError where no file could be as asked.
     """
@@ -76,6 +70,7 @@ class ExportOptions:
     tolerance: float | None = None
     int8: Int8Request | None = None
     half: HalfRequest | None = None
+    profile: Profile | None = None
 
     def __post_init__(self) -> None:
         if self.opset is not None and not self.format.has_opset:

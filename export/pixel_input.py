@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastcnn.errors import RequestError
-from fastcnn.export.options import ExportOptions, Preprocess
+from fastcnn.export.options import ExportOptions
+from fastcnn.export.preprocess import Preprocess
 from fastcnn.graph.capture import tracing
 from fastcnn.graph.ir import CapturedGraph, aten
 from fastcnn.models.preprocessing_of import preprocessing_of
@@ -68,6 +69,7 @@ class PixelInput(nn.Module):
 
     Args:
         picture_size: (height, width) of the only pictures that it takes, whose filters are then constants; None for any.
+        cast_first: pixels become floating point before they are transposed, which moves four times the bytes.
     """
 
     scale: Tensor
@@ -83,9 +85,10 @@ class PixelInput(nn.Module):
         normalize: bool,
         dtype: torch.dtype = torch.float32,
         picture_size: tuple[int, int] | None = None,
+        cast_first: bool = False,
     ) -> None:
         super().__init__()
-        self.picture_size = picture_size
+        self.picture_size, self.cast_first = picture_size, cast_first
         self.preprocessing, self.resize, self.normalize, self.dtype = preprocessing, resize, normalize, dtype
         scale, shift = scale_and_shift(preprocessing)
         self.register_buffer("scale", scale)
@@ -110,7 +113,7 @@ class PixelInput(nn.Module):
         """pixels: [N, H, W, C]; gives [N, C, height, width]."""
         work = torch.float64 if pixels.dtype == torch.float64 else torch.float32
         # In the memory order that the model was captured with, since one that calls view() depends on it.
-        values = pixels.permute(0, 3, 1, 2).to(work).contiguous()
+        values = (pixels.to(work).permute(0, 3, 1, 2) if self.cast_first else pixels.permute(0, 3, 1, 2).to(work)).contiguous()
         if self.resize:
             values = self._resized(values)
         if self.normalize:

@@ -79,8 +79,8 @@ class Predictor:
         wanted = self.preprocessing
         if self.in_file == "resize":
             pixels = np.asarray(to_mode(image, "L" if wanted.channels == "L" else "RGB"))
-            if self.picture_size not in (None, pixels.shape[:2]):
-                want, got = ("×".join(map(str, size)) for size in (self.picture_size or (), pixels.shape[:2]))
+            if self.picture_size is not None and self.picture_size != pixels.shape[:2]:
+                want, got = ("×".join(map(str, size)) for size in (self.picture_size, pixels.shape[:2]))
                 raise InputError(f"the file takes pictures of {want} (height × width), and this one is {got}: export it without --picture-size")
             pixels = pixels.reshape(*pixels.shape[:2], wanted.channel_count)
             return np.ascontiguousarray(pixels[..., ::-1] if wanted.channels == "BGR" else pixels)
