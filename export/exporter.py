@@ -100,8 +100,8 @@ def export_onnx(
         preprocess: what the file does of the preprocessing itself. "none": it takes normalised pictures. "normalize": it takes uint8
             [batch, H, W, C] pixels of its size and normalises them. "resize": pixels of any height and width, which it also resizes and crops;
             bilinear or bicubic, by the same filter as Pillow, without rounding to whole levels in between.
-        picture_size: (height, width) of the only pictures that a resizing file shall take: it then computes no sizes, which OpenCV 4, TVM, tract
-            and OpenVINO 2023 cannot read.
+        picture_size: (height, width) of the only pictures that a resizing file shall take: it then computes no sizes, which OpenCV 4.13,
+            tract and OpenVINO 2023 cannot read.
         preprocessing: from a picture to the model's input, for a model that does not say so itself; stored in the file in any case.
         tolerance: bound on the relative L2 error of the file, for a network that amplifies rounding, in place of the rule of its precision
             (`fastcnn.parity`). The file states it, and `verify_file` holds it to that.

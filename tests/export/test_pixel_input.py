@@ -97,7 +97,7 @@ def test_a_resizing_file_takes_any_size_and_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [("bilinear", True), ("bicubic", True), ("bilinear", False)], ids=str)
 def test_a_file_for_pictures_of_one_size_computes_no_sizes(how: tuple[str, bool], tmp_path: Path) -> None:
-    """What OpenCV 4, TVM, tract and OpenVINO 2023 refuse is the arithmetic on sizes; both files compute the same."""
+    """What OpenCV 4.13, tract and OpenVINO 2023 refuse is the arithmetic on sizes; both files compute the same."""
     wanted = dataclasses.replace(NORMALIZED, interpolation=how[0], antialias=how[1])
     model, path = small(), tmp_path / "model.onnx"
     export_onnx(model, path, example(), preprocess="resize", picture_size=(20, 31), preprocessing=wanted)
