@@ -21,12 +21,13 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 SEEDS ?= 0:3000
 MUTANTS ?= 0:1000
+COMPAT ?= $(HOME)/.cache/fastcnn/compat
 ENGINES ?= torch,onnxruntime,openvino,onnx
 KILLS ?= 50
 MINUTES ?= 60
 SOAKED ?= torch onnxruntime openvino ncnn
 
-.PHONY: help demo test quick durations fuzz mutate kill soak lowest cuda lint typecheck pytest format readme architecture clean
+.PHONY: help demo test quick durations fuzz mutate kill soak lowest compat cuda lint typecheck pytest format readme architecture clean
 .DEFAULT_GOAL := help
 
 help: ## Say what each target does
@@ -51,7 +52,7 @@ typecheck: $(INSTALLED) ## mypy on the package as a wheel installs it
 	rm -rf build/lib build/bdist.* $(TYPECHECK)
 	$(PY) -m pip install --quiet --no-input --disable-pip-version-check --no-deps --no-build-isolation --target $(TYPECHECK) .
 	cd $(TYPECHECK) && "$(CURDIR)/$(PY)" -m mypy --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p fastcnn
-	MYPYPATH=tools $(PY) -m mypy -p architecture
+	cd $(TYPECHECK) && MYPYPATH="$(CURDIR)/tools" "$(CURDIR)/$(PY)" -m mypy --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p architecture -p compat
 
 pytest: $(INSTALLED) ## The tests, without those that need a GPU; the ten slowest are named
 	$(PYTEST) --durations=10 $(PYTEST_ARGS)
@@ -77,6 +78,9 @@ lowest: $(INSTALLED) ## The quick tests with the lowest versions that pyproject.
 	$(PY) tools/lowest.py openvino ncnn test > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet --no-input --disable-pip-version-check -c $(LOWEST)/lowest.txt -e '.[test]'
 	$(subst $(PY),$(LOWEST)/bin/python,$(PYTEST)) --quick $(PYTEST_ARGS)
+
+compat: $(INSTALLED) ## Our ONNX files in other runtimes, an environment each (4 GB below COMPAT), and docs/compatibility.md
+	PYTHONPATH=tools $(PY) -m compat --environments $(COMPAT)
 
 fuzz: $(INSTALLED) ## Thousands of random networks through every engine, and a table of what came out
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m fuzz --seeds $(SEEDS) --engines $(ENGINES)

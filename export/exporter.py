@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.errors import RequestError
+from fastcnn.export.adapting import adapt
 from fastcnn.export.check import FileCheck, picture_sets, run_checks
 from fastcnn.export.container import Container
 from fastcnn.export.formats import ONNX, PT2, TORCHSCRIPT
@@ -25,13 +26,17 @@ from fastcnn.export.options import (
     BatchSize,
     ExportOptions,
     Labels,
-    Preprocess,
+    Opset,
     parse_batch_size,
+    parse_opset,
     parse_precision,
     parse_preprocess,
     read_labels,
 )
+from fastcnn.export.parser_rules import require_readable
 from fastcnn.export.pixel_input import PixelInput, normalize_in_graph, preprocessing_in, take_pixels
+from fastcnn.export.preprocess import Preprocess
+from fastcnn.export.profiles import parse_profile
 from fastcnn.export.quantized import QuantizedGraph, judge_file, quantize_graph
 from fastcnn.export.report import ExportReport
 from fastcnn.files import check_target, replacing, sha256_of_file
@@ -53,7 +58,7 @@ def export_onnx(
     path: str | os.PathLike[str],
     example_input: Inputs,
     *,
-    opset: int | None = None,
+    opset: Opset = None,
     precision: str = "fp32",
     batch_size: BatchSize = "dynamic",
     softmax: bool = False,
@@ -61,6 +66,7 @@ def export_onnx(
     force: bool = False,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     preprocess: str = "none",
+    picture_size: tuple[int, int] | None = None,
     preprocessing: Preprocessing | None = None,
     tolerance: float | None = None,
     calibration: Calibration | None = None,
@@ -70,6 +76,7 @@ def export_onnx(
     max_accuracy_drop: float = MAX_ACCURACY_DROP,
     save_ranges: str | os.PathLike[str] | None = None,
     labelled: tuple[Tensor, Tensor] | None = None,
+    profile: str | None = None,
 ) -> ExportReport:
     """Write a model as ONNX, in standard operators only, once onnxruntime or OpenVINO, where installed, agrees with the float64 reference.
 
@@ -82,7 +89,7 @@ def export_onnx(
         model: any classifier in evaluation mode that `torch.export` can capture, or a graph captured from one; not changed.
         example_input: [N, C, H, W], or a tuple where the model takes several; its sizes, but for N, become those of the file, and its range that of
             the pictures it is checked with.
-        opset: 13 to 23; by default the lowest of these that the graph needs, which the most runtimes read.
+        opset: 13 to 23, or "min", the default: the lowest of these that the graph needs, which the most runtimes read.
         precision: "fp32"; "fp16" for float16 weights and arithmetic, but where numbers would overflow or vanish: that stays in float32; "int8" for
             products of 8-bit numbers, which needs `calibration`.
         batch_size: "dynamic", or the one size that the file shall accept.
@@ -93,6 +100,8 @@ def export_onnx(
         preprocess: what the file does of the preprocessing itself. "none": it takes normalised pictures. "normalize": it takes uint8
             [batch, H, W, C] pixels of its size and normalises them. "resize": pixels of any height and width, which it also resizes and crops;
             bilinear or bicubic, by the same filter as Pillow, without rounding to whole levels in between.
+        picture_size: (height, width) of the only pictures that a resizing file shall take: it then computes no sizes, which OpenCV 4.13,
+            tract and OpenVINO 2023 cannot read.
         preprocessing: from a picture to the model's input, for a model that does not say so itself; stored in the file in any case.
         tolerance: bound on the relative L2 error of the file, for a network that amplifies rounding, in place of the rule of its precision
             (`fastcnn.parity`). The file states it, and `verify_file` holds it to that.
@@ -106,6 +115,8 @@ def export_onnx(
         save_ranges: a .json file for what the calibration found out.
         labelled: of an int8 file: (preprocessed pictures [N, ...], their classes [N]) to judge it by in place of the pictures kept apart:
             `max_accuracy_drop` then bounds what the accuracy itself drops by.
+        profile: what shall read the file, a name in `fastcnn.export.profiles.PROFILES`: options at their defaults are adapted to it, with a line in
+            the log for each, and the graph is held against the rules of its parser.
 
     Raises:
         RequestError: a wrong option, an output that cannot be written, or an operation that ONNX lacks. Nothing was written.
@@ -134,13 +145,18 @@ def export_onnx(
         softmax=softmax,
         labels=read_labels(labels),
         force=force,
-        opset=opset,
+        opset=parse_opset(opset),
         preprocess=parse_preprocess(preprocess),
+        picture_size=picture_size,
         preprocessing=preprocessing,
         tolerance=tolerance,
         int8=int8,
         half=_half(known, calibration),
     )
+    if (row := parse_profile(profile)) is not None:
+        options, changes = adapt(options, row)
+        for change in changes:
+            log.info("for %s: %s", row.title, change)
     return export_file(model, example_input, options)
 
 
@@ -156,6 +172,7 @@ def export_torchscript(
     force: bool = False,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     preprocess: str = "none",
+    picture_size: tuple[int, int] | None = None,
     preprocessing: Preprocessing | None = None,
     tolerance: float | None = None,
     calibration: Calibration | None = None,
@@ -175,6 +192,7 @@ def export_torchscript(
         labels=read_labels(labels),
         force=force,
         preprocess=parse_preprocess(preprocess),
+        picture_size=picture_size,
         preprocessing=preprocessing,
         tolerance=tolerance,
         half=_half(known, calibration),
@@ -194,6 +212,7 @@ def export_pt2(
     force: bool = False,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     preprocess: str = "none",
+    picture_size: tuple[int, int] | None = None,
     preprocessing: Preprocessing | None = None,
     tolerance: float | None = None,
     calibration: Calibration | None = None,
@@ -214,6 +233,7 @@ def export_pt2(
         labels=read_labels(labels),
         force=force,
         preprocess=parse_preprocess(preprocess),
+        picture_size=picture_size,
         preprocessing=preprocessing,
         tolerance=tolerance,
         half=_half(known, calibration),
@@ -252,6 +272,8 @@ def export_file(
         finished = take_pixels(finished, front, options.batch_size)
     names = default_output_names(finished, "probabilities" if options.softmax else "logits")
     container = Container(options.format.name, options.format.lower(finished, names, options.batch_size, options.opset))
+    if options.profile is not None:
+        require_readable(container.content, options.profile, captured.info["name"])
 
     reference = _whole_reference(model, front, options.softmax)
     with replacing(options.path, suffix=options.format.suffix) as draft:
@@ -353,7 +375,8 @@ def _front(options: ExportOptions, preprocessing: Preprocessing | None) -> Pixel
         return None
     assert preprocessing is not None
     resize, normalize = options.preprocess is Preprocess.resize, options.precision is not Precision.fp32
-    return PixelInput(preprocessing, resize=resize, normalize=normalize)
+    cast_first = options.profile is not None and options.profile.cast_first
+    return PixelInput(preprocessing, resize=resize, normalize=normalize, picture_size=options.picture_size, cast_first=cast_first)
 
 
 def _check_inputs(captured: CapturedGraph, options: ExportOptions) -> None:

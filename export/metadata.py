@@ -11,7 +11,8 @@ from typing import Any
 from fastcnn import __version__
 from fastcnn.export.formats import Format
 from fastcnn.export.lowering import input_names
-from fastcnn.export.options import ExportOptions, Preprocess
+from fastcnn.export.options import ExportOptions
+from fastcnn.export.preprocess import Preprocess
 from fastcnn.export.schema import FORMAT_VERSION
 from fastcnn.export.seal import seal
 from fastcnn.graph.ir import CapturedGraph

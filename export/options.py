@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 from fastcnn.errors import RequestError, UnknownNameError
 from fastcnn.export.formats import Format
+from fastcnn.export.preprocess import Preprocess
+from fastcnn.export.profiles import Profile
 from fastcnn.precision import Precision
 from fastcnn.preprocessing import Preprocessing
 from fastcnn.quantization.request import HalfRequest, Int8Request
 
 Labels = str | os.PathLike[str] | Sequence[str] | None
 BatchSize = int | Literal["dynamic"]
+# "min" spells out the default: the lowest that the graph needs.
+Opset = int | Literal["min"] | None
 
 # What files can compute in.
 PRECISIONS = (Precision.fp32, Precision.fp16, Precision.int8)
@@ -26,14 +29,6 @@ BATCH_SIZES = (1, 2, 5)
 
 # A file with a fixed batch is checked on at least this many pictures.
 _CHECKED_PICTURES = 5
-
-
-class Preprocess(StrEnum):
-    """What a file does of the preprocessing itself: nothing; normalise uint8 pixels of its size; resize and crop pixels of any size as well."""
-
-    none = "none"
-    normalize = "normalize"
-    resize = "resize"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +45,12 @@ class ExportOptions:
         force: overwrite an existing file.
         opset: of an ONNX file; None for the lowest of `OPSETS` that the graph needs.
         preprocess: what the file does of the preprocessing itself.
+        picture_size: (height, width) of the pictures that a file takes which resizes them; None for any.
         preprocessing: from a picture to the model's input; None for the model's own.
         tolerance: bound on the relative L2 error in place of the rule of the precision; None for that rule.
         int8: what to calibrate with, and what passes; for that precision, and for no other.
         half: pictures to find with what float16 is too narrow for, beside those that the file is checked with; for float16, and for no other.
+        profile: what shall read the file, where that is one runtime; `adapting.adapt` sets it, with the options that it needs.
 
     Raises RequestError where no file could be as asked.
     """
@@ -68,10 +65,12 @@ class ExportOptions:
     force: bool = False
     opset: int | None = None
     preprocess: Preprocess = Preprocess.none
+    picture_size: tuple[int, int] | None = None
     preprocessing: Preprocessing | None = None
     tolerance: float | None = None
     int8: Int8Request | None = None
     half: HalfRequest | None = None
+    profile: Profile | None = None
 
     def __post_init__(self) -> None:
         if self.opset is not None and not self.format.has_opset:
@@ -84,8 +83,18 @@ class ExportOptions:
             raise RequestError(f"batch_sizes must be whole numbers from 1; they are {self.batch_sizes}")
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise RequestError(f"tolerance is a bound on the relative error, above 0 and below 1; it is {self.tolerance}")
-
+        self._check_picture_size()
         self._check_calibration()
+
+    def _check_picture_size(self) -> None:
+        if self.picture_size is None:
+            return
+        if self.preprocess is not Preprocess.resize:
+            raise RequestError("--picture-size (picture_size=) says which pictures a file resizes: it goes with --preprocess resize")
+        if len(self.picture_size) != 2 or any(isinstance(side, bool) or side < 1 for side in self.picture_size):
+            raise RequestError(f"picture_size is a height and a width from 1; it is {self.picture_size}")
+        if self.precision is Precision.int8:
+            raise RequestError("--picture-size is not for int8: the pictures that such a file is judged by have the size of the model")
 
     def _check_calibration(self) -> None:
         asked = self.precision
@@ -126,6 +135,27 @@ def parse_batch_size(batch_size: BatchSize) -> int | None:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise RequestError(f"batch_size is a whole number from 1, or 'dynamic'; it is {batch_size!r}")
     return batch_size
+
+
+def parse_opset(opset: int | str | None) -> int | None:
+    """The opset, or None for "min", the lowest that the graph needs. Raises RequestError for any other word."""
+    if opset is None or opset == "min":
+        return None
+    if isinstance(opset, str):
+        if not (opset.isascii() and opset.isdigit()):
+            raise RequestError(f"--opset is a number from {OPSETS[0]} to {OPSETS[-1]}, or the word min; it is {opset!r}")
+        return int(opset)
+    return opset
+
+
+def parse_picture_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) from "480x640". Raises RequestError for anything else."""
+    if text is None:
+        return None
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) != 2 or not all(side.isascii() and side.isdigit() and int(side) for side in sides):
+        raise RequestError(f"--picture-size is HEIGHTxWIDTH, such as 480x640; it is {text!r}")
+    return int(sides[0]), int(sides[1])
 
 
 def parse_preprocess(preprocess: str) -> Preprocess:

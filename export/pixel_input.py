@@ -2,8 +2,9 @@
 
 The normalisation goes in front of the model before the passes run, so that they can fold it into the first convolution where that is exact. What
 turns pixels into numbers stands in front of that. Resizing is a matrix product per axis: out = R_h · x · R_wᵀ, where row i of R holds the weights
-of the filter around output position i. It is computed in the file from the size of the picture, and is what PyTorch's `interpolate` computes
-in floating point with antialias; Pillow, and so `Preprocessing`, rounds to whole levels after each axis.
+of the filter around output position i. It is computed in the file from the size of the picture, or is a constant of a file for pictures of one
+size, which parsers read that know no sizes at run time. It is what PyTorch's `interpolate` computes in floating point with antialias; Pillow, and
+so `Preprocessing`, rounds to whole levels after each axis.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastcnn.errors import RequestError
-from fastcnn.export.options import ExportOptions, Preprocess
+from fastcnn.export.options import ExportOptions
+from fastcnn.export.preprocess import Preprocess
 from fastcnn.graph.capture import tracing
 from fastcnn.graph.ir import CapturedGraph, aten
 from fastcnn.models.preprocessing_of import preprocessing_of
@@ -64,22 +66,45 @@ class PixelInput(nn.Module):
 
     Computes in float64 for a float64 input, else in float32: with float16 weights behind it, the pixels themselves are not rounded twice.
     Returns a floating-point input's own dtype, or `dtype`.
+
+    Args:
+        picture_size: (height, width) of the only pictures that it takes, whose filters are then constants; None for any.
+        cast_first: pixels become floating point before they are transposed, which moves four times the bytes.
     """
 
     scale: Tensor
     shift: Tensor
+    rows: Tensor
+    columns: Tensor
 
-    def __init__(self, preprocessing: Preprocessing, *, resize: bool, normalize: bool, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        *,
+        resize: bool,
+        normalize: bool,
+        dtype: torch.dtype = torch.float32,
+        picture_size: tuple[int, int] | None = None,
+        cast_first: bool = False,
+    ) -> None:
         super().__init__()
+        self.picture_size, self.cast_first = picture_size, cast_first
         self.preprocessing, self.resize, self.normalize, self.dtype = preprocessing, resize, normalize, dtype
         scale, shift = scale_and_shift(preprocessing)
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
+        if picture_size is not None:
+            rows, columns = filters(torch.empty(1, 1, *picture_size, dtype=torch.float64), preprocessing)
+            # [height, H] and [W, width], rounded once: a parser that reads constants alone finds no cast of one.
+            self.register_buffer("rows", rows.float())
+            self.register_buffer("columns", columns.transpose(0, 1).float().contiguous())
 
     def sizes_to_check(self) -> list[tuple[int, int]]:
         """(height, width) of pictures that show what a file does with them: where it resizes, one to shrink lying and one to enlarge standing."""
         if not self.resize:
             return [self.preprocessing.size]
+        if self.picture_size is not None:
+            return [self.picture_size]
         resize = self.preprocessing.resize
         height, width = (resize, resize) if isinstance(resize, int) else resize or self.preprocessing.size
         return [(height * 5 // 4 + 1, width * 3 // 2 + 1), (height * 4 // 5 + 1, width * 2 // 3 + 1)]
@@ -88,12 +113,17 @@ class PixelInput(nn.Module):
         """pixels: [N, H, W, C]; gives [N, C, height, width]."""
         work = torch.float64 if pixels.dtype == torch.float64 else torch.float32
         # In the memory order that the model was captured with, since one that calls view() depends on it.
-        values = pixels.permute(0, 3, 1, 2).to(work).contiguous()
+        values = (pixels.to(work).permute(0, 3, 1, 2) if self.cast_first else pixels.permute(0, 3, 1, 2).to(work)).contiguous()
         if self.resize:
-            values = resample(values, self.preprocessing)
+            values = self._resized(values)
         if self.normalize:
             values = values * self.scale.to(work) + self.shift.to(work)
         return values.to(pixels.dtype if pixels.is_floating_point() else self.dtype)
+
+    def _resized(self, values: Tensor) -> Tensor:
+        if self.picture_size is None:
+            return resample(values, self.preprocessing)
+        return torch.matmul(self.rows.to(values.dtype), torch.matmul(values, self.columns.to(values.dtype)))
 
 
 def scale_and_shift(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
@@ -105,6 +135,12 @@ def scale_and_shift(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
 
 def resample(values: Tensor, preprocessing: Preprocessing) -> Tensor:
     """[N, C, H, W] float → [N, C, height, width], resized and cropped as the description says, without rounding to levels."""
+    rows, columns = filters(values, preprocessing)
+    return torch.matmul(rows, torch.matmul(values, columns.transpose(0, 1)))
+
+
+def filters(values: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """For [N, C, H, W]: the weights of the rows [height, H] and of the columns [width, W], in the dtype of `values`, which are not looked at."""
     height, width = (torch.scalar_tensor(side, dtype=torch.int64) for side in values.shape[2:])
     resize = preprocessing.resize
     if isinstance(resize, int):
@@ -115,7 +151,7 @@ def resample(values: Tensor, preprocessing: Preprocessing) -> Tensor:
         resized_height, resized_width = (torch.scalar_tensor(side, dtype=torch.int64) for side in resize)
     rows = _filters(values, 2, height, resized_height, preprocessing.size[0], preprocessing)
     columns = _filters(values, 3, width, resized_width, preprocessing.size[1], preprocessing)
-    return torch.matmul(rows, torch.matmul(values, columns.transpose(0, 1)))
+    return rows, columns
 
 
 def _filters(values: Tensor, axis: int, length: Tensor, resized: Tensor, crop: int, preprocessing: Preprocessing) -> Tensor:
@@ -162,19 +198,19 @@ def normalize_in_graph(captured: CapturedGraph, preprocessing: Preprocessing) ->
 
 
 def take_pixels(captured: CapturedGraph, front: PixelInput, batch_size: int | None) -> CapturedGraph:
-    """A copy that takes uint8 [N, H, W, C] and starts with `front`; H and W are free where it resizes."""
+    """A copy that takes uint8 [N, H, W, C] and starts with `front`; H and W are free where it resizes pictures of any size."""
     captured = captured.copy()
-    preprocessing = front.preprocessing
+    preprocessing, free_sides = front.preprocessing, front.resize and front.picture_size is None
     # Two sizes that differ from each other and from what comes out, so that none is taken for another.
-    height, width = (side + extra for side, extra in zip(preprocessing.size, (3, 5) if front.resize else (0, 0), strict=True))
+    height, width = front.picture_size or (side + extra for side, extra in zip(preprocessing.size, (3, 5) if free_sides else (0, 0), strict=True))
     example = torch.zeros((batch_size or 2, height, width, preprocessing.channel_count), dtype=torch.uint8)
     free = {0: torch.export.Dim("batch")} if batch_size is None else {}
-    if front.resize:
+    if free_sides:
         free |= {1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
     with torch.no_grad(), tracing():
         program = torch.export.export(front.eval(), (example,), dynamic_shapes=(free,), strict=False)
     _prepend(captured, program.module())
-    shape = (None, None, None, preprocessing.channel_count) if front.resize else (None, *example.shape[1:])
+    shape = (None, None, None, preprocessing.channel_count) if free_sides else (None, *example.shape[1:])
     captured = replace(captured, input_shape=shape, input_dtype=torch.uint8)
     captured.input_node.meta.update(shape=shape, dtype=torch.uint8)
     captured.tidy()

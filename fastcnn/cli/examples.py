@@ -23,6 +23,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
             "trained weights in float16, for batches of 8",
             "fastcnn export resnet50 -o r50.pt2 --weights r50.pth --precision fp16 --batch-size 8",
         ),
+        ("for another runtime: what that changes is said", "fastcnn export resnet50 --onnx --for tract"),
         ("a model of timm's or torchvision's", "fastcnn export timm:efficientnet_b0 --onnx"),
         ("one of your own, which build() in net.py makes", "fastcnn export net.py:build --onnx --input-shape 3x224x224 --model-arg width=64"),
     ),

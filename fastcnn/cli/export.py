@@ -32,9 +32,12 @@ from fastcnn.cli.options import (
     say_random,
 )
 from fastcnn.errors import RequestError
+from fastcnn.export.adapting import adapt
 from fastcnn.export.attestation import attestation_path, write_attestation
 from fastcnn.export.formats import FORMATS, Format
-from fastcnn.export.options import PRECISIONS, ExportOptions, Preprocess, parse_precision, read_labels
+from fastcnn.export.options import PRECISIONS, ExportOptions, parse_opset, parse_picture_size, parse_precision, read_labels
+from fastcnn.export.preprocess import Preprocess
+from fastcnn.export.profiles import PROFILES, parse_profile
 from fastcnn.files import check_target
 from fastcnn.precision import Precision
 from fastcnn.preprocessing import Preprocessing
@@ -70,8 +73,19 @@ def export(
     precision: Annotated[
         str, typer.Option(metavar="|".join(_precisions()), autocompletion=_precisions, help="The type of the weights and of the arithmetic.")
     ] = Precision.fp32.value,
-    batch_size: Annotated[str, typer.Option(metavar="N|dynamic", help="The batch that the file accepts.")] = "dynamic",
-    opset: Annotated[int | None, typer.Option(metavar="N", help="The ONNX opset, 13 to 23.  [default: the lowest that the model needs]")] = None,
+    batch_size: Annotated[str | None, typer.Option(metavar="N|dynamic", help="The batch that the file accepts.  [default: dynamic]")] = None,
+    for_: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="|".join(PROFILES),
+            autocompletion=lambda: list(PROFILES),
+            help="What shall read the file: options left open are made to fit, what it cannot read is refused.",
+        ),
+    ] = None,
+    opset: Annotated[
+        str, typer.Option(metavar="N|min", help="The ONNX opset, 13 to 23, or the lowest that the model needs, which the most runtimes read.")
+    ] = "min",
     softmax: Annotated[bool, typer.Option("--softmax", help="Give probabilities instead of logits.")] = False,
     preprocess: Annotated[
         Preprocess,
@@ -80,6 +94,10 @@ def export(
             help="What the file does itself: with normalize it takes uint8 [N, H, W, C] pixels of its size, with resize of any size.",
         ),
     ] = Preprocess.none,
+    picture_size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Of resize: take pictures of this size only, which older parsers read too.  [default: any]"),
+    ] = None,
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, to store in the file.")] = None,
     image_size: ImageSize = None,
     input_shape: InputShape = None,
@@ -168,18 +186,20 @@ def export(
         format=format_,
         path=target or Path(request.read_model().stem + format_.suffix),
         precision=asked,
-        batch_size=_batch_size(batch_size),
+        batch_size=_batch_size(batch_size or "dynamic"),
         softmax=softmax,
         labels=read_labels(labels),
         force=force,
-        opset=opset,
+        opset=parse_opset(opset),
         preprocess=preprocess,
+        picture_size=parse_picture_size(picture_size),
         preprocessing=None if preprocessing is None else read_preprocessing(preprocessing),
         tolerance=tolerance,
         int8=int8,
         half=half,
     )
     _check_dataset(dataset, data, int8)
+    options = _adapted(options, for_, {"batch_size": batch_size, "quantize_for": quantize_for})
     check_target(options.path, options.force, "-o")
     if attest:
         check_target(attestation_path(options.path), options.force)
@@ -189,8 +209,8 @@ def export(
 
         network = open_model(request)
         say_random(request, network.fastcnn_info)
-        if dataset is not None and data is not None and int8 is not None:
-            options = replace(options, int8=_with_labels(int8, dataset, data, network, options.preprocessing))
+        if dataset is not None and data is not None and options.int8 is not None:
+            options = replace(options, int8=_with_labels(options.int8, dataset, data, network, options.preprocessing))
         report = export_file(network, example_input(network, request, options.batch_size or 1), options, say)
         if attest:
             output.note(f"the attestation is in {write_attestation(report)}; it is not signed")
@@ -216,6 +236,19 @@ def _calibrations(precision: Precision, calibration: str | None, **given: Any) -
         return None, HalfRequest(calibration=calibration, samples=samples)
     limits = {name: options.pop(name) for name in ("max_error", "max_accuracy_drop") if name in options}
     return Int8Request(calibration=calibration, limits=Limits(**limits), **options), None
+
+
+def _adapted(options: ExportOptions, for_: str | None, left_open: Mapping[str, Any]) -> ExportOptions:
+    """The options as --for wants them; says what became of those that were left open, None in `left_open`."""
+    profile = parse_profile(for_)
+    if profile is None:
+        return options
+    options, changes = adapt(options, profile, [name for name, given in left_open.items() if given is not None])
+    for change in changes:
+        output.note(f"for {profile.title}: {change}")
+    if not changes:
+        output.note(f"for {profile.title}: nothing to change")
+    return options
 
 
 def _check_dataset(dataset: DatasetName | None, data: Path | None, int8: Int8Request | None) -> None:

@@ -178,6 +178,7 @@ def _of_exported(
         shape[0] if isinstance(shape[0], int) else None,
         lambda batch: opened.run(batch)[0],
         metadata["model"].get("weights"),
+        (shape[1], shape[2]) if in_file == "resize" and isinstance(shape[1], int) and isinstance(shape[2], int) else None,
     )
     if dtype != predictor.input_dtype or opened.dtype not in (None, dtype):
         raise FileFormatError(

@@ -29,11 +29,12 @@ class Predictor:
         runtime: what runs it.
         preprocessing: from a picture to its input.
         in_file: what the file does of that itself: "none" (it takes normalised [N, C, H, W] float32), "normalize" (uint8 [N, H, W, C] pixels of
-            its size) or "resize" (uint8 [N, H, W, C] pixels of any size).
+            its size) or "resize" (uint8 [N, H, W, C] pixels of any size, or of `picture_size`).
         categories: names of the classes, where they are known.
         gives_probabilities: the output went through a softmax already.
         batch_size: the one that a file was made for; None where any will do.
         weights: where they come from, where that is known.
+        picture_size: (height, width) of the only pictures that a file takes which resizes them; None for any.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Predictor:
     batch_size: int | None
     forward: Callable[[NDArray], NDArray] = field(repr=False)
     weights: str | None = None
+    picture_size: tuple[int, int] | None = None
     _table: NDArray[np.float32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -67,13 +69,19 @@ class Predictor:
         channels, height, width = self.preprocessing.output_shape
         if self.in_file == "none":
             return (channels, height, width)
-        return (None, None, channels) if self.in_file == "resize" else (height, width, channels)
+        return (*(self.picture_size or (None, None)), channels) if self.in_file == "resize" else (height, width, channels)
 
     def prepare(self, image: Image) -> NDArray:
-        """A picture → what the model takes: [C, H, W] float32, or [H, W, C] uint8. Thread-safe. Raises InputError as `Preprocessing` does."""
+        """A picture → what the model takes: [C, H, W] float32, or [H, W, C] uint8. Thread-safe.
+
+        Raises InputError as `Preprocessing` does, and where a file resizes pictures of another size only.
+        """
         wanted = self.preprocessing
         if self.in_file == "resize":
             pixels = np.asarray(to_mode(image, "L" if wanted.channels == "L" else "RGB"))
+            if self.picture_size is not None and self.picture_size != pixels.shape[:2]:
+                want, got = ("×".join(map(str, size)) for size in (self.picture_size, pixels.shape[:2]))
+                raise InputError(f"the file takes pictures of {want} (height × width), and this one is {got}: export it without --picture-size")
             pixels = pixels.reshape(*pixels.shape[:2], wanted.channel_count)
             return np.ascontiguousarray(pixels[..., ::-1] if wanted.channels == "BGR" else pixels)
         pixels = wanted.levels(image)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from dataset_files import write_mnist
+from PIL import Image
 
 import fastcnn.data
 from fastcnn.errors import ParityError
@@ -123,6 +124,25 @@ def test_force_overwrites(cli, tmp_path):
     assert cli("verify", file).exit_code == 0
 
 
+def test_a_file_that_resizes_pictures_of_one_size_says_so_to_those_who_give_another(cli):
+    result = cli("export", "simple_cnn", "-o", "m.onnx", "--opset", "min", "--preprocess", "resize", "--picture-size", "40x30")
+    assert result.exit_code == 0, result.stderr
+    assert "input batch×40×30×1 uint8, NHWC" in result.stdout
+    for size in ((30, 40), (40, 30)):
+        Image.new("L", size, 90).save(f"{size[0]}.png")
+    assert cli("predict", "m.onnx", "30.png").exit_code == 0
+    refused = cli("predict", "m.onnx", "40.png")
+    assert refused.exit_code != 0
+    assert "the file takes pictures of 40×30 (height × width), and this one is 30×40" in refused.stderr
+
+
+def test_what_a_runtime_changes_is_said(cli):
+    result = cli("export", "simple_cnn", "-o", "m.onnx", "--for", "tract", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "note: for tract: batches of 1 instead of any size: it cannot unify a named batch" in result.stderr
+    assert json.loads(result.stdout)["metadata"]["input"]["shape"][0] == 1
+
+
 BAD = {
     "no format": (["export", "simple_cnn"], "--onnx, --torchscript or --pt2"),
     "suffix of no format": (["export", "simple_cnn", "-o", "x.bin"], "x.bin"),
@@ -131,6 +151,13 @@ BAD = {
     "opset of no ONNX": (["export", "simple_cnn", "--pt2", "--opset", "18"], "--opset"),
     "unknown opset": (["export", "simple_cnn", "--onnx", "--opset", "999"], "999"),
     "opset too old": (["export", "simple_cnn", "--onnx", "--opset", "1"], "or none for the lowest that the model needs"),
+    "opset of words": (["export", "simple_cnn", "--onnx", "--opset", "newest"], "or the word min"),
+    "picture size of words": (["export", "simple_cnn", "--onnx", "--preprocess", "resize", "--picture-size", "big"], "HEIGHTxWIDTH"),
+    "picture size without a resize": (["export", "simple_cnn", "--onnx", "--picture-size", "20x20"], "goes with --preprocess resize"),
+    "no such runtime": (["export", "simple_cnn", "--onnx", "--for", "tensor-rt"], "did you mean tensorrt"),
+    "a precision of no use there": (["export", "simple_cnn", "--onnx", "--for", "tract", "--precision", "fp16"], "--for tract and --precision fp16"),
+    "any batch there": (["export", "simple_cnn", "--onnx", "--for", "ncnn", "--batch-size", "dynamic"], "--for ncnn and --batch-size dynamic"),
+    "a format that it does not open": (["export", "simple_cnn", "--pt2", "--for", "web"], "onnxruntime-web opens no .pt2 file: give --onnx"),
     "int8": (["export", "simple_cnn", "--onnx", "--precision", "int8"], "needs --calibration"),
     "a precision that no file has": (["export", "simple_cnn", "--onnx", "--precision", "bf16"], "there are fp32, fp16, int8"),
     "batch of words": (["export", "simple_cnn", "--onnx", "--batch-size", "many"], "'many'"),

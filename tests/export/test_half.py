@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_networks import EXPORTERS, SUFFIX
+from export_networks import EXPORTERS, SUFFIX, example, small
 from onnx import TensorProto
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -251,3 +251,14 @@ def test_the_bound_on_sums_bounds_them(call: int) -> None:
     ][call]
     exact = float(target(*_unsigned(args)).max())
     assert exact <= _glance(target, args, target(*args)) * (1 + 1e-6)
+
+
+def test_every_operation_of_a_float16_file_has_one_dtype(tmp_path: Path) -> None:
+    """A Gemm from float16 to float32, which the standard does not have, is what stricter parsers refuse."""
+    path = tmp_path / "model.onnx"
+    export_onnx(small(), path, example(), precision="fp16")
+    model = onnx.load(path)
+    types = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)}
+    types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    (gemm,) = [node for node in model.graph.node if node.op_type == "Gemm"]
+    assert {types[name] for name in (*gemm.input, *gemm.output)} == {onnx.TensorProto.FLOAT16}

@@ -12,7 +12,7 @@ from export_networks import EXPORTERS, example, small
 from fastcnn.errors import RequestError
 from fastcnn.export import export_onnx
 from fastcnn.export.formats import FORMATS, ONNX
-from fastcnn.export.options import ExportOptions, parse_batch_size, parse_precision, read_labels
+from fastcnn.export.options import ExportOptions, parse_batch_size, parse_opset, parse_picture_size, parse_precision, read_labels
 from fastcnn.precision import Precision
 
 
@@ -28,6 +28,7 @@ from fastcnn.precision import Precision
         ({"precision": "fp8"}, "unknown precision 'fp8'"),
         ({"opset": 12}, "opset 12 cannot be written: give one from 13 to 23, or none for the lowest that the model needs"),
         ({"opset": 24}, "opset 24 cannot be written: give one from 13 to 23"),
+        ({"opset": "newest"}, "a number from 13 to 23, or the word min; it is 'newest'"),
         ({"batch_size": 0}, "batch_size is a whole number from 1, or 'dynamic'; it is 0"),
         ({"batch_size": "many"}, "it is 'many'"),
         ({"tolerance": 0.0}, "above 0 and below 1; it is 0.0"),
@@ -99,6 +100,17 @@ def test_precisions_by_name_in_capitals_or_not() -> None:
     assert parse_precision("FP16") is parse_precision(Precision.fp16) is Precision.fp16
     with pytest.raises(RequestError, match="unknown precision 'bf16'; there are fp32, fp16, int8"):
         parse_precision("bf16")
+
+
+def test_the_lowest_opset_has_a_name() -> None:
+    assert (parse_opset("min"), parse_opset(None), parse_opset("17"), parse_opset(17)) == (None, None, 17, 17)
+
+
+def test_picture_sizes() -> None:
+    assert (parse_picture_size("480x640"), parse_picture_size("480X640"), parse_picture_size(None)) == ((480, 640), (480, 640), None)
+    for text in ("480", "480x", "0x640", "axb", "1x2x3"):
+        with pytest.raises(RequestError, match="--picture-size is HEIGHTxWIDTH, such as 480x640"):
+            parse_picture_size(text)
 
 
 def test_batch_sizes() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.reference
 import onnxruntime
 import pytest
 import torch
@@ -94,6 +95,26 @@ def test_a_resizing_file_takes_any_size_and_batch(tmp_path: Path) -> None:
             torch.testing.assert_close(run(path, batch), model(front(batch)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("how", [("bilinear", True), ("bicubic", True), ("bilinear", False)], ids=str)
+def test_a_file_for_pictures_of_one_size_computes_no_sizes(how: tuple[str, bool], tmp_path: Path) -> None:
+    """What OpenCV 4.13, tract and OpenVINO 2023 refuse is the arithmetic on sizes; both files compute the same."""
+    wanted = dataclasses.replace(NORMALIZED, interpolation=how[0], antialias=how[1])
+    model, path = small(), tmp_path / "model.onnx"
+    export_onnx(model, path, example(), preprocess="resize", picture_size=(20, 31), preprocessing=wanted)
+    graph = onnx.load(path).graph
+    kinds = {node.op_type for node in graph.node}
+    assert not kinds & {"Shape", "Range", "Div", "Floor", "Min"}
+    assert [node.op_type for node in graph.node].count("MatMul") == 2
+    assert read_metadata(path)["input"]["shape"] == ["batch", 20, 31, 3]
+    batch = pixels(20, 31, 3)
+    with torch.no_grad():
+        expected = model(PixelInput(wanted, resize=True, normalize=True)(batch))
+    torch.testing.assert_close(run(path, batch), expected, rtol=1e-4, atol=1e-5)
+    evaluator = onnx.reference.ReferenceEvaluator(str(path))
+    torch.testing.assert_close(torch.from_numpy(evaluator.run(None, {"input": batch.numpy()})[0]), expected, rtol=1e-4, atol=1e-5)
+    assert verify_file(path).passed
+
+
 class First(nn.Module):
     """A convolution over the input, padded or not."""
 
@@ -151,6 +172,8 @@ BAD = {
         "cannot resize by bicubic without antialias",
     ),
     "padding": ({"preprocess": "resize", "preprocessing": dataclasses.replace(NORMALIZED, resize=10)}, "a file cannot pad"),
+    "a picture size without a resize": ({"preprocess": "normalize", "picture_size": (20, 20)}, "it goes with --preprocess resize"),
+    "no picture size": ({"preprocess": "resize", "picture_size": (0, 20)}, r"a height and a width from 1; it is \(0, 20\)"),
     "nothing to resize": ({"preprocess": "resize", "preprocessing": dataclasses.replace(NORMALIZED, resize=None)}, "resizes nothing"),
 }
 
