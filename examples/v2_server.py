@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from fastcnn import __version__
-from fastcnn.errors import FastcnnError
 from fastcnn.export import read_metadata
 from fastcnn.export.runtimes import open_file
 from fastcnn.export.serving_request import inputs_of
@@ -23,10 +22,11 @@ from fastcnn.export.serving_targets import DTYPES
 
 NUMPY = {ending: name for name, ending in DTYPES.items()}
 HEADER = "Inference-Header-Content-Length"
-MOST_BYTES = 1 << 28
+EXTENSIONS, MOST_BYTES = ["binary_tensor_data"], 1 << 28
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A request that cannot be answered: an HTTP status, and why."""
 
 
@@ -56,22 +56,22 @@ class Model:
             dtype, size = np.dtype(NUMPY[entry["datatype"]]), entry.get("parameters", {}).get("binary_data_size")
             flat = np.asarray(entry["data"], dtype).reshape(-1) if size is None else np.frombuffer(binary[at : at + size], dtype)
             at += size or 0
-            given[entry["name"]] = flat.reshape(entry["shape"])
+            given[entry["name"]] = flat.reshape(entry["shape"]).copy()  # PyTorch wants one that can be written to
         if sorted(given) != sorted(entry["name"] for entry in self.inputs):
-            raise Refused(400, f"{self.name} takes {', '.join(entry['name'] for entry in self.inputs)}")
+            raise RefusedError(400, f"{self.name} takes {', '.join(entry['name'] for entry in self.inputs)}")
         for entry in self.inputs:
             value, want = given[entry["name"]], entry["shape"]
-            if value.dtype != entry["dtype"] or value.ndim != len(want) or any(isinstance(n, int) and n != m for n, m in zip(want, value.shape)):
-                raise Refused(400, f"{entry['name']} is {entry['dtype']} {want}, and {value.dtype} {list(value.shape)} was given")
-        arrays = tuple(np.ascontiguousarray(given[entry["name"]]) for entry in self.inputs)
+            fits = value.ndim == len(want) and all(isinstance(n, str) or n == m for n, m in zip(want, value.shape, strict=True))
+            if not fits or value.dtype != entry["dtype"]:
+                raise RefusedError(400, f"{entry['name']} is {entry['dtype']} {want}, and {value.dtype} {list(value.shape)} was given")
+        arrays = tuple(given[entry["name"]] for entry in self.inputs)
         with self.lock:
             results = self.opened.run(arrays if len(arrays) > 1 else arrays[0])
-        found = {entry["name"]: np.ascontiguousarray(value) for entry, value in zip(self.outputs, results)}
-        wanted = request.get("outputs") or [{"name": name} for name in found]
+        found = {entry["name"]: np.ascontiguousarray(value) for entry, value in zip(self.outputs, results, strict=True)}
         as_binary, entries, tail = request.get("parameters", {}).get("binary_data_output", False), [], b""
-        for one in wanted:
+        for one in request.get("outputs") or [{"name": name} for name in found]:
             if one["name"] not in found:
-                raise Refused(400, f"{self.name} gives {', '.join(found)}, not {one['name']}")
+                raise RefusedError(400, f"{self.name} gives {', '.join(found)}, not {one['name']}")
             value = found[one["name"]]
             entry = {"name": one["name"], "datatype": DTYPES[value.dtype.name], "shape": list(value.shape)}
             if one.get("parameters", {}).get("binary_data", as_binary):
@@ -95,11 +95,10 @@ def handler(models: dict[str, Model]) -> type[BaseHTTPRequestHandler]:
         def answer(self, work) -> None:
             try:
                 status, (about, tail) = 200, work(self.path.strip("/").split("/"))
-            except Refused as problem:
-                (status, why), tail = problem.args, b""
-                about, self.close_connection = {"error": why}, True
-            except (KeyError, TypeError, ValueError, AttributeError, FastcnnError) as problem:
-                status, tail, about = 400, b"", {"error": f"not a request of the v2 protocol: {type(problem).__name__}: {problem}"}
+            except Exception as problem:  # whatever it is, the client is told, and the server goes on
+                self.close_connection, tail = True, b""
+                status, why = problem.args if isinstance(problem, RefusedError) else (400 if isinstance(problem, MALFORMED) else 500, repr(problem))
+                about = {"error": why if isinstance(problem, RefusedError) else f"not a request of the v2 protocol, or a defect: {why}"}
             text = b"" if about is None else json.dumps(about).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/octet-stream" if tail else "application/json")
@@ -110,21 +109,20 @@ def handler(models: dict[str, Model]) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(text + tail)
 
         def about(self, words: list[str]) -> tuple[dict | None, bytes]:
-            if words in (["v2", "health", "live"], ["v2", "health", "ready"]):
-                return None, b""
-            if words == ["v2"]:
-                return {"name": "fastcnn", "version": __version__, "extensions": ["binary_tensor_data"]}, b""
+            known = {"v2/health/live": None, "v2/health/ready": None, "v2": {"name": "fastcnn", "version": __version__, "extensions": EXTENSIONS}}
+            if "/".join(words) in known:
+                return known["/".join(words)], b""
             model, last = self.model(words)
             return (None if last == "ready" else model.metadata()), b""
 
         def infer(self, words: list[str]) -> tuple[dict, bytes]:
             length = int(self.headers.get("Content-Length", 0))
             if not 0 < length <= MOST_BYTES:
-                raise Refused(413, f"a request has from 1 to {MOST_BYTES} bytes")
+                raise RefusedError(413, f"a request has from 1 to {MOST_BYTES} bytes")
             body = self.rfile.read(length)
             model, last = self.model(words)
             if last != "infer":
-                raise Refused(404, f"no such address: {self.path}")
+                raise RefusedError(404, f"no such address: {self.path}")
             split = int(self.headers.get(HEADER, length))
             return model.infer(json.loads(body[:split]), body[split:])
 
@@ -132,7 +130,7 @@ def handler(models: dict[str, Model]) -> type[BaseHTTPRequestHandler]:
             model = models.get(words[2]) if words[:2] == ["v2", "models"] and len(words) > 2 else None
             rest = words[5:] if words[3:4] == ["versions"] else words[3:]
             if model is None or (rest != words[3:] and words[4:5] != [model.version]) or len(rest) > 1:
-                raise Refused(404, f"no such model: there are {', '.join(models)}")
+                raise RefusedError(404, f"no such model: there are {', '.join(models)}")
             return model, "".join(rest)
 
         def log_message(self, *args: object) -> None: ...

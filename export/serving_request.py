@@ -64,7 +64,7 @@ class BundleRequest:
             raise RequestError(f"{row.title} needs --storage-uri (storage_uri=): where the cluster finds the folder, as in s3://bucket/repo")
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise RequestError(
-                f"the name of a served model is of letters, digits, '.', '-' and '_', and begins with one of the first two: {self.name!r}"
+                f"the name of a served model is of letters, digits, '.', '-' and '_', and begins with a letter or digit: {self.name!r}"
             )
 
     @property

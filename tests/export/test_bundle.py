@@ -79,7 +79,7 @@ def test_a_repository_for_triton(onnx_file, tmp_path, schema, backend):
     report = bundle(onnx_file, tmp_path / "repo", BundleRequest(backend=backend, max_batch_size=4, queue_delay=200, instances=2))
     config, about = parsed(schema, tmp_path / "repo"), read_metadata(onnx_file)
     built, model = BACKENDS[backend].is_built_there, tmp_path / "repo" / report.name
-    assert (config.name, config.backend, config.max_batch_size) == ("Small", backend, 4)
+    assert (config.name, config.backend, config.max_batch_size) == ("small", backend, 4)
     assert [(one.name, one.data_type, list(one.dims)) for one in config.input] == [("input", schema.TYPE_FP32, [3, 12, 12])]
     assert [(one.name, one.data_type, list(one.dims)) for one in config.output] == [("logits", schema.TYPE_FP32, [4])]
     assert (model / config.output[0].label_filename).read_text(encoding="utf-8").splitlines() == ["a", 'b "é"', "c", "d"]
@@ -111,7 +111,7 @@ def test_sums_and_the_attestation_are_of_the_files(onnx_file, tmp_path):
     lines = dict(reversed(line.split("  ", 1)) for line in (tmp_path / "repo" / "SHA256SUMS").read_text().splitlines())
     files = {one.relative_to(tmp_path / "repo").as_posix(): one for one in (tmp_path / "repo").rglob("*") if one.is_file()}
     assert lines == dict(report.files) == {name: hashlib.sha256(one.read_bytes()).hexdigest() for name, one in files.items() if name != "SHA256SUMS"}
-    model = files["Small/1/model.onnx"]
+    model = files["small/1/model.onnx"]
     assert check_attestation(model, files["model.onnx.intoto.json"], sha256_of_file(model)) == []
     again = bundle(onnx_file, tmp_path / "again")
     assert dict(again.files) == dict(report.files), "the same file gives the same bytes"
@@ -187,16 +187,16 @@ def test_the_script_of_a_plan_builds_it_for_every_batch(onnx_file, tmp_path):
     stand_in = tmp_path / "trtexec"
     stand_in.write_text('#!/bin/sh\nfor word; do case $word in --saveEngine=*) echo "$@" > "${word#*=}";; esac; done\n')
     stand_in.chmod(0o755)
-    done = subprocess.run([tmp_path / "repo" / "Small" / "build_plan.sh"], env={"TRTEXEC": str(stand_in), "PATH": "/usr/bin:/bin"}, check=False)
+    done = subprocess.run([tmp_path / "repo" / "small" / "build_plan.sh"], env={"TRTEXEC": str(stand_in), "PATH": "/usr/bin:/bin"}, check=False)
     assert done.returncode == 0
-    asked = (tmp_path / "repo" / "Small" / "2" / "model.plan").read_text().split()
+    asked = (tmp_path / "repo" / "small" / "2" / "model.plan").read_text().split()
     assert "--onnx=source/model.onnx" in asked
     assert {"--minShapes=input:1x3x12x12", "--maxShapes=input:16x3x12x12", "--stronglyTyped", "--noTF32"} <= set(asked)
     stand_in.write_text("#!/bin/sh\nexit 1\n")
-    (tmp_path / "repo" / "Small" / "2" / "model.plan").unlink()
-    failed = subprocess.run([tmp_path / "repo" / "Small" / "build_plan.sh"], env={"TRTEXEC": str(stand_in), "PATH": "/usr/bin:/bin"}, check=False)
+    (tmp_path / "repo" / "small" / "2" / "model.plan").unlink()
+    failed = subprocess.run([tmp_path / "repo" / "small" / "build_plan.sh"], env={"TRTEXEC": str(stand_in), "PATH": "/usr/bin:/bin"}, check=False)
     assert failed.returncode != 0
-    assert not (tmp_path / "repo" / "Small" / "2" / "model.plan").exists()
+    assert not (tmp_path / "repo" / "small" / "2" / "model.plan").exists()
 
 
 @pytest.mark.parametrize(
