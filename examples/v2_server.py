@@ -21,8 +21,7 @@ from fastcnn.export.serving_request import inputs_of
 from fastcnn.export.serving_targets import DTYPES
 
 NUMPY = {ending: name for name, ending in DTYPES.items()}
-HEADER = "Inference-Header-Content-Length"
-EXTENSIONS, MOST_BYTES = ["binary_tensor_data"], 1 << 28
+HEADER, EXTENSIONS, MOST_BYTES = "Inference-Header-Content-Length", ["binary_tensor_data"], 1 << 28
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
 
 
@@ -141,11 +140,10 @@ def handler(models: dict[str, Model]) -> type[BaseHTTPRequestHandler]:
 def serve(repository: Path, port: int = 8000) -> ThreadingHTTPServer:
     """A server that is bound, with every model loaded in its newest version; `serve_forever` begins to answer."""
     files = sorted(repository.glob("*/[0-9]*/model.*"), key=lambda file: int(file.parent.name))
-    models = {file.parent.parent.name: file for file in files}
-    return ThreadingHTTPServer(("127.0.0.1", port), handler({name: Model(file) for name, file in models.items()}))
+    return ThreadingHTTPServer(("127.0.0.1", port), handler({file.parent.parent.name: Model(file) for file in files}))
 
 
 if __name__ == "__main__":
-    server = serve(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 8000)
+    server = serve(Path(sys.argv[1]), *map(int, sys.argv[2:3]))
     print(f"serving {sys.argv[1]} at http://127.0.0.1:{server.server_address[1]}/v2", flush=True)
     server.serve_forever()

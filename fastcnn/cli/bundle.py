@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from fastcnn.export import BundleReport, ExportReport
     from fastcnn.models.request import ModelRequest
 
-# What `fastcnn export` makes of a model when it is not told more, and what stands for that here.
+# Int8 needs a calibration: `fastcnn export` has the options for that, and its file is bundled.
 _PRECISIONS = (Precision.fp32, Precision.fp16)
 
 
