@@ -9,14 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastcnn.export.bundle import BundleReport, bundle
     from fastcnn.export.description import read_metadata
     from fastcnn.export.exporter import export_onnx, export_pt2, export_torchscript
     from fastcnn.export.onnx_lowering import lower_to_onnx
     from fastcnn.export.report import ExportReport
+    from fastcnn.export.serving_request import BundleRequest
     from fastcnn.export.verification import verify_file
 
 _HOME = {
+    "BundleReport": "bundle",
+    "BundleRequest": "serving_request",
     "ExportReport": "report",
+    "bundle": "bundle",
     "export_onnx": "exporter",
     "export_pt2": "exporter",
     "export_torchscript": "exporter",
@@ -25,7 +30,18 @@ _HOME = {
     "verify_file": "verification",
 }
 
-__all__ = ["ExportReport", "export_onnx", "export_pt2", "export_torchscript", "lower_to_onnx", "read_metadata", "verify_file"]
+__all__ = [
+    "BundleReport",
+    "BundleRequest",
+    "ExportReport",
+    "bundle",
+    "export_onnx",
+    "export_pt2",
+    "export_torchscript",
+    "lower_to_onnx",
+    "read_metadata",
+    "verify_file",
+]
 
 
 def __getattr__(name: str) -> Any:

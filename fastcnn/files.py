@@ -62,6 +62,56 @@ def replacing(path: str | Path, *, suffix: str | None = None) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def making_folder(path: Path) -> Iterator[Path]:
+    """Gives a hidden folder beside `path`, and renames it to `path` if the block ends well; else nothing of it stays behind.
+
+    Raises RequestError if the folder cannot be written.
+    """
+    _remove_abandoned(path.parent)
+    draft = path.with_name(f".{path.name[:60]}.{own_mark()}{_DRAFT}")
+    try:
+        draft.mkdir()
+        yield draft
+        if path.is_dir():
+            path.rmdir()  # an empty one; Windows renames over none
+        draft.rename(path)
+    except FastcnnError:
+        raise
+    except Exception as error:
+        reason = _write_failure(error, draft)
+        if reason is None:
+            raise
+        raise RequestError(f"{path} cannot be written: {reason}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_folder_target(path: Path, option: str = "") -> Path:
+    """Finds out before the work whether a folder can be made at `path`; nothing stays behind.
+
+    Args:
+        option: of the command line, that named the folder.
+
+    Raises:
+        RequestError: it is a file, or a folder with something in it, or the folder around it is missing or cannot be written to.
+    """
+    other = f"give {option + ' ' if option else ''}the name of a new folder"
+    try:
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise RequestError(f"{path} is no folder: {other}")
+        if path.is_dir() and any(path.iterdir()):
+            raise RequestError(f"{path} exists and is not empty: {other}")
+        around = path.absolute().parent
+        if not around.is_dir():
+            raise RequestError(f"{path} cannot be written: there is no folder {around}")
+        with tempfile.TemporaryFile(dir=around):
+            pass
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written: {error.strerror}") from error
+    return path
+
+
 def _behind_link(path: Path) -> Path:
     """The file that a symbolic link leads to, there or not; any other path as it is."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path

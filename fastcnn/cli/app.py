@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from fastcnn import __version__
 from fastcnn.cli import output
 from fastcnn.cli.bench.results import commands as bench_commands
+from fastcnn.cli.bundle import bundle
 from fastcnn.cli.env import env
 from fastcnn.cli.evaluate import evaluate
 from fastcnn.cli.examples import PREPROCESSING, examples
@@ -145,6 +146,7 @@ def root(
 app.command("list", short_help="List the models.", epilog=examples("list"))(list_models)
 app.command("info", short_help="Show a model's layers, and what is fused.", epilog=examples("info"))(info)
 app.command("export", short_help="Write a model to a file and check the file.", epilog=examples("export"))(export)
+app.command("bundle", short_help="Make a model repository for a server.", epilog=examples("bundle"))(bundle)
 app.command("optimize", short_help="Save a model as a fused module.", epilog=examples("optimize"))(optimize)
 app.command("predict", short_help="Say what is on pictures.", epilog=examples("predict", PREPROCESSING))(predict)
 app.command("verify", short_help="Check an exported file again.", epilog=examples("verify"))(verify)

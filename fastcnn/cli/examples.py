@@ -27,6 +27,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("a model of timm's or torchvision's", "fastcnn export timm:efficientnet_b0 --onnx"),
         ("one of your own, which build() in net.py makes", "fastcnn export net.py:build --onnx --input-shape 3x224x224 --model-arg width=64"),
     ),
+    "bundle": (
+        ("a model repository for Triton Inference Server", "fastcnn bundle resnet50 -o repo --weights r50.pth"),
+        ("one of a file that was exported before, for OpenVINO Model Server", "fastcnn bundle resnet50.onnx -o repo --server ovms"),
+        ("a TensorRT plan, which is built where it will run", "fastcnn bundle resnet50 -o repo --backend tensorrt --max-batch-size 32"),
+    ),
     "optimize": (
         ("inception_v3.fast, on the fastest backend of this machine", "fastcnn optimize inception_v3"),
         (

@@ -20,7 +20,7 @@ from fastcnn.cli.options import own_spelling
 from fastcnn.errors import BackendError, ParityError, RequestError, Terminated, UnknownNameError
 from fastcnn.models import registry
 
-COMMANDS = ("list", "info", "export", "verify", "bench", "env")
+COMMANDS = ("list", "info", "export", "bundle", "verify", "bench", "env")
 
 
 @pytest.mark.parametrize("args", [["--help"], ["list"], ["list", "--json"], ["export", "--help"], ["--version"]], ids=" ".join)
@@ -81,6 +81,11 @@ CHOICES = [
     (["evaluate", "simple_cnn", "--dataset", "mnist", "--data", "gone", "--weights-set", "{}"], "swa", "EMA"),
     (["export", "simple_cnn", "--onnx", "--precision", "int8", "--quantize-for", "{}"], "phone", "TensorRT"),
     (["export", "simple_cnn", "--onnx", "--dataset", "{}", "--data", "gone"], "coco", "CIFAR10"),
+    (["bundle", "simple_cnn", "-o", "gone/repo", "--server", "{}"], "seldon", "Triton"),
+    (["bundle", "simple_cnn", "-o", "gone/repo", "--backend", "{}"], "caffe", "OpenVINO"),
+    (["bundle", "simple_cnn", "-o", "gone/repo", "--device", "{}"], "tpu", "CPU"),
+    (["bundle", "simple_cnn", "-o", "gone/repo", "--preprocess", "{}"], "crop", "Normalize"),
+    (["bundle", "simple_cnn", "-o", "gone/repo", "--weights-set", "{}"], "swa", "EMA"),
     (["optimize", "simple_cnn", "-o", "gone/x.fast", "--weights-set", "{}"], "swa", "EMA"),
     (["optimize", "simple_cnn", "-o", "gone/x.fast", "--device", "{}"], "tpu", "CPU"),
     (["optimize", "simple_cnn", "-o", "gone/x.fast", "--precision", "{}"], "int9", "BF16"),
