@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -51,8 +52,10 @@ def run_on_ray(job: Job, shards: Sequence[Shard], address: str, workers: int | N
         return
     is_ours = not ray.is_initialized()
     if is_ours:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here reports to nobody
+        extra = {"include_dashboard": False} if address == "local" else {}
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="error")
+            ray.init(address=address, log_to_driver=False, logging_level="error", **extra)
         except Exception as error:
             raise BackendError(f"there is no Ray cluster at {address}: {first_line(error)}") from error
     try:
@@ -71,8 +74,7 @@ def _spread(ray: Any, job: Job, shards: Sequence[Shard], workers: int | None) ->
     # Ray gives an actor as many threads as it has CPUs, through OMP_NUM_THREADS.
     asked = {"num_gpus": 1} if on_gpu else {"num_cpus": max(1, there // count)}
     actor = ray.remote(_Worker).options(**asked, max_restarts=-1, max_task_retries=_TRIES)
-    job_there = ray.put(job)
-    idle = [actor.remote(job_there) for _ in range(count)]
+    idle = [actor.remote(job) for _ in range(count)]  # in plain sight: what lies in the object store is lost with its node, and with it the restart
     waiting = list(reversed(shards))
     running: dict[Any, tuple[Any, Shard]] = {}
     while waiting or running:
