@@ -8,9 +8,9 @@ import glob
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 
 from fastcnn.errors import FastcnnError, InputError, RequestError
 from fastcnn.limits import MAX_PIXELS, limit
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 # Formats that Pillow decodes itself: others start programs (EPS) or hold anything but pictures.
@@ -61,7 +62,7 @@ def _matches(argument: str) -> list[str]:
         # With ** the files of a folder match by themselves.
         if os.path.isdir(path):
             matches += [] if "**" in argument else _in_folder(path)
-        elif _is_picture_name(path):
+        elif is_picture_name(path):
             matches.append(path)
     return matches
 
@@ -70,11 +71,12 @@ def _in_folder(folder: str) -> list[str]:
     paths = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [os.path.join(parent, name) for name in files if not name.startswith(".") and _is_picture_name(name)]
+        paths += [os.path.join(parent, name) for name in files if not name.startswith(".") and is_picture_name(name)]
     return sorted(paths)
 
 
-def _is_picture_name(name: str) -> bool:
+def is_picture_name(name: str) -> bool:
+    """Whether a name ends like that of a picture."""
     return os.path.splitext(name)[1].lower() in _suffixes()
 
 
@@ -95,8 +97,8 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def open_picture(path: str) -> Image:
-    """A picture, decoded whole; of several in one file the first.
+def open_picture(source: str | BinaryIO) -> Image:
+    """A picture, by its path or from an open file, decoded whole; of several in one file the first.
 
     Raises:
         PictureError: it cannot be read, is none of `FORMATS`, or is truncated or damaged.
@@ -104,9 +106,9 @@ def open_picture(path: str) -> Image:
     from PIL import UnidentifiedImageError
 
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for somebody who writes to it
+        if isinstance(source, str) and not stat.S_ISREG(os.stat(source).st_mode):  # opening a pipe would wait for somebody who writes to it
             raise PictureError("not a file, but a device or a pipe")
-        with _open_up_to(limit(MAX_PIXELS), path) as image:
+        with _open_up_to(limit(MAX_PIXELS), source) as image:
             image.load()
             return image
     except UnidentifiedImageError as error:
@@ -119,13 +121,13 @@ def open_picture(path: str) -> Image:
         raise PictureError(_reason(error)) from error
 
 
-def _open_up_to(most: int, path: str) -> Image:
+def _open_up_to(most: int, source: str | BinaryIO) -> Image:
     """A picture that is not decoded yet, of so many pixels at most. Raises PictureError for one that says it has more."""
     from PIL import Image
 
     if Image.MAX_IMAGE_PIXELS is not None and most > 2 * Image.MAX_IMAGE_PIXELS:  # from twice its own bound on Pillow refuses a picture
         Image.MAX_IMAGE_PIXELS = most
-    image = Image.open(path, formats=_formats())
+    image = Image.open(source, formats=_formats())
     width, height = image.size
     if width * height > most:
         image.close()
@@ -137,7 +139,7 @@ def _reason(error: object) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def read_ahead(read: Callable[[str], T], files: Sequence[str], *, workers: int, ahead: int) -> Iterator[T | PictureError]:
+def read_ahead(read: Callable[[S], T], files: Iterable[S], *, workers: int, ahead: int) -> Iterator[T | PictureError]:
     """`read` of every file, in order, by `workers` threads that run at most `ahead` files before the reader; its PictureErrors are yielded.
 
     Pillow and NumPy let go of the interpreter while they work, so threads suffice. Closing the generator stops the threads after their file.

@@ -45,6 +45,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
             "a large folder, so that a stopped run can go on",
             "fastcnn predict resnet50 photos --weights r50.pth -o answers.jsonl --quarantine bad.jsonl --resume",
         ),
+        ("the first of four machines, each of which answers its share of the tars", "fastcnn predict r50.onnx tars -o parts --shard 0/4"),
     ),
     "verify": (
         ("whether a file still computes what it did when it was written", "fastcnn verify inception_v3.onnx"),

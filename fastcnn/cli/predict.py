@@ -28,7 +28,8 @@ from fastcnn.cli.options import (
     predicting,
     read_preprocessing,
 )
-from fastcnn.cli.progress import progress_bar
+from fastcnn.cli.predict_parts import FilesPerShard, Goal, PartFormatOption, Ray, RayWorkers, Share, predict_parts
+from fastcnn.cli.progress import ProgressMode, work_progress
 from fastcnn.errors import RequestError
 from fastcnn.files import check_target
 from fastcnn.text import json_text
@@ -52,7 +53,12 @@ def predict(
         ),
     ],
     pictures: Annotated[
-        list[str], typer.Argument(metavar="IMAGE|DIR|GLOB …", help="Pictures, folders of pictures, or patterns in quotes.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="IMAGE|DIR|GLOB …",
+            help="Pictures, folders of pictures, or patterns in quotes; for parts also tars, Parquet files, lists of paths (.txt) and URLs.",
+            show_default=False,
+        ),
     ],
     weights: Weights = None,
     weights_set: WeightsSetOption = None,
@@ -76,23 +82,32 @@ def predict(
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, in place of the source's own.")] = None,
     preprocessing: PreprocessingFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line on stdout instead of a table.")] = False,
-    out: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the JSON lines to FILE, batch by batch.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Write the JSON lines to FILE, batch by batch; with --shard or --ray, a folder of parts."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an --output FILE that a stopped run left.")] = False,
     quarantine: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the pictures without an answer, and why, as JSON lines.")
     ] = None,
+    share: Share = None,
+    ray: Ray = None,
+    ray_workers: RayWorkers = None,
+    part_format: PartFormatOption = None,
+    files_per_shard: FilesPerShard = None,
+    progress: Annotated[
+        ProgressMode,
+        typer.Option(case_sensitive=False, help="On standard error: a bar where a person watches, or a JSON object a second for a scheduler."),
+    ] = ProgressMode.bar,
     force: Force = False,
 ) -> None:
-    """Say what is on pictures. Exit code 1 if a picture could not be read: the others are answered all the same."""
-    _check_options(as_json, out, resume)
-    if out is not None and out.is_file() and not (force or resume):
-        raise RequestError(f"{out} exists: --force overwrites it, --resume goes on with the answers of a stopped run")
-    for path, option in ((out, "--output"), (quarantine, "--quarantine")):
-        if path is not None:
-            check_target(path, force or resume, option)
-    from fastcnn.pictures import find_pictures
+    """Say what is on pictures. Exit code 1 if a picture could not be read: the others are answered all the same.
 
-    files = find_pictures(pictures)
+    With --shard or --ray the answers go to parts, a file for each shard of the input; a picture that could not be read is a row of its part that says
+    so. A rerun makes the parts that are missing.
+    """
     request = predicting(
         model,
         weights=weights,
@@ -104,6 +119,25 @@ def predict(
         image_size=image_size,
         input_shape=input_shape,
     )
+    unused = {"--json": as_json, "--resume": resume, "--quarantine": quarantine is not None, "--force": force}
+    goal = Goal(out, share, ray, ray_workers, part_format, files_per_shard, [option for option, is_given in unused.items() if is_given])
+    if goal.is_parts:
+        from fastcnn.export.options import read_labels
+        from fastcnn.scale.job import Asking
+
+        how = None if preprocessing is None else read_preprocessing(preprocessing)
+        names = None if labels is None else read_labels(labels)
+        predict_parts(Asking(request, backend, how, names, device.value, top_k, batch_size, workers), pictures, goal, progress)
+        return
+    _check_options(as_json, out, resume)
+    if out is not None and out.is_file() and not (force or resume):
+        raise RequestError(f"{out} exists: --force overwrites it, --resume goes on with the answers of a stopped run")
+    for path, option in ((out, "--output"), (quarantine, "--quarantine")):
+        if path is not None:
+            check_target(path, force or resume, option)
+    from fastcnn.pictures import find_pictures
+
+    files = find_pictures(pictures)
     with output.working(f"loading {model}"):
         predictor = _load(request, backend, device, labels, preprocessing)
 
@@ -115,15 +149,16 @@ def predict(
     start, earlier, results = _results(predictor, files, out, resume, batch_size=batch_size, top_k=top_k, workers=workers)
     for failure in earlier:
         _report(failure, failures)
-    with contextlib.closing(results), progress_bar("pictures") as advance:
-        for number, result in enumerate(results, start=start + 1):
+    where = None if out is None else str(out)
+    with contextlib.closing(results), work_progress(progress, "pictures", where, total=len(files), done=start) as work:
+        for result in results:
             if not isinstance(result, Answer):
                 _report(result, failures)
             elif as_json:
                 print(json_text(result.to_dict()))
             elif out is None:
                 answers.append(result)
-            advance(number, len(files))
+            work.update(units=1, pictures=1, errors=int(not isinstance(result, Answer)))
     if answers:
         _print(answers)
     if quarantine is not None:
@@ -131,8 +166,8 @@ def predict(
     if out is not None:
         output.note(f"{len(files) - len(failures)} answers of {predictor.name} are in {out}")
     if failures:
-        where = f", listed in {quarantine}" if quarantine is not None else ""
-        output.error(f"{len(failures)} of {len(files)} pictures have no answer{where}")
+        listed = f", listed in {quarantine}" if quarantine is not None else ""
+        output.error(f"{len(failures)} of {len(files)} pictures have no answer{listed}")
         raise typer.Exit(CHECK_FAILED)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,10 +48,10 @@ class Failure:
     reason: str
 
 
-def read_input(predictor: Predictor, path: str) -> NDArray:
-    """A picture file as the predictor takes it. Raises PictureError where there is no such picture in it."""
+def read_input(predictor: Predictor, source: str | BinaryIO) -> NDArray:
+    """A picture, by its path or from an open file, as the predictor takes it. Raises PictureError where there is no such picture in it."""
     try:
-        return predictor.prepare(open_picture(path))
+        return predictor.prepare(open_picture(source))
     except InputError as error:
         raise PictureError(str(error)) from error
     except MemoryError as error:
@@ -74,12 +74,13 @@ def predict(
     try:
         for start in range(0, len(files), batch_size):
             names = files[start : start + batch_size]
-            yield from _answer(predictor, names, [next(pictures) for _ in names], top_k)
+            yield from answer_batch(predictor, names, [next(pictures) for _ in names], top_k)
     finally:
         pictures.close()  # type: ignore[attr-defined]
 
 
-def _answer(predictor: Predictor, names: Sequence[str], pictures: Sequence[NDArray | PictureError], top_k: int) -> Iterator[Answer | Failure]:
+def answer_batch(predictor: Predictor, names: Sequence[str], pictures: Sequence[NDArray | PictureError], top_k: int) -> Iterator[Answer | Failure]:
+    """One answer or failure per picture, in order, of those that run together; `pictures` are as `read_input` gives them, or why it did not."""
     readable = [picture for picture in pictures if not isinstance(picture, PictureError)]
     rows: Iterator[NDArray[np.float64]] = iter(predictor.probabilities(predictor.run(readable, check_range=False)) if readable else ())
     for name, picture in zip(names, pictures, strict=True):

@@ -77,6 +77,8 @@ CHOICES = [
     (["export", "simple_cnn", "--onnx", "--weights-set", "{}"], "swa", "Plain"),
     (["predict", "simple_cnn", "gone.png", "--weights-set", "{}"], "swa", "EMA"),
     (["predict", "simple_cnn", "gone.png", "--device", "{}"], "tpu", "CPU"),
+    (["predict", "simple_cnn", "gone.png", "--progress", "{}"], "dots", "JSON"),
+    (["predict", "simple_cnn", "gone.png", "--part-format", "{}"], "csv", "JSONL"),
     (["evaluate", "simple_cnn", "--dataset", "mnist", "--data", "gone", "--device", "{}"], "tpu", "CPU"),
     (["evaluate", "simple_cnn", "--dataset", "mnist", "--data", "gone", "--weights-set", "{}"], "swa", "EMA"),
     (["export", "simple_cnn", "--onnx", "--precision", "int8", "--quantize-for", "{}"], "phone", "TensorRT"),

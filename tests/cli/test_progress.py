@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from rich.console import Console
 
 import fastcnn.cli
 from fastcnn.cli import output
-from fastcnn.cli.progress import progress_bar
+from fastcnn.cli.progress import ProgressMode, Work, progress_bar, work_progress
 
 
 @pytest.fixture
@@ -58,3 +59,30 @@ def test_no_command_has_codes_or_bars_of_its_own():
         text = path.read_text(encoding="utf-8")
         assert path.name == "progress.py" or "rich.progress" not in text, path
         assert path.name == "exit_codes.py" or "CHECK_FAILED = " not in text, path
+
+
+def test_long_work_shows_its_rate_errors_and_where_the_answers_go(screen):
+    with work_progress(ProgressMode.bar, "shards", "parts", total=7, done=2) as work:
+        work.update(units=1, pictures=40, errors=1)
+    text = screen.file.getvalue()
+    assert all(shown in text for shown in ("3/7", "pictures/s", "2.5% errors", "into parts"))
+
+
+def test_the_time_left_is_of_this_run():
+    now = [100.0]
+    work = Work("shards", None, total=10, done=4, clock=lambda: now[0])
+    assert work.seconds_left is None
+    now[0] = 110.0
+    work.update(units=2, pictures=50, errors=5)
+    assert work.seconds_left == 20.0
+    assert work.pictures_per_second == 5.0
+    assert work.facts() == "5.0 pictures/s, 10.0% errors"
+    with pytest.raises(KeyboardInterrupt), work_progress(ProgressMode.none, "shards", None, total=1):
+        raise KeyboardInterrupt
+
+
+def test_work_that_is_stopped_says_so(capsys):
+    with pytest.raises(ValueError, match="stop"), work_progress(ProgressMode.json, "pictures", None, total=3):
+        raise ValueError("stop")
+    events = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert events == ["start", "stopped"]

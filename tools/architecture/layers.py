@@ -97,6 +97,7 @@ LAYERS: tuple[Layer, ...] = (
         (
             Room("bench", _ours("bench"), "how fast, beside everything else"),
             Room("training", _ours("training"), "weights with their history"),
+            Room("scale", _ours("scale"), "shards in, parts out"),
         ),
     ),
     Layer(
