@@ -29,7 +29,8 @@ from fastcnn.cli.options import (
 )
 from fastcnn.errors import RequestError
 from fastcnn.export.formats import FORMATS
-from fastcnn.export.options import ExportOptions, Preprocess, parse_precision, read_labels
+from fastcnn.export.options import ExportOptions, parse_precision, read_labels
+from fastcnn.export.preprocess import Preprocess
 from fastcnn.export.serving_request import MAX_BATCH_SIZE, BundleRequest
 from fastcnn.export.serving_targets import BackendName, DeviceName, ServerName
 from fastcnn.files import check_folder_target
