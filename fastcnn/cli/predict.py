@@ -108,6 +108,19 @@ def predict(
     With --shard or --ray the answers go to parts, a file for each shard of the input; a picture that could not be read is a row of its part that says
     so. A rerun makes the parts that are missing.
     """
+    unused = {"--json": as_json, "--resume": resume, "--quarantine": quarantine is not None, "--force": force}
+    goal = Goal(out, share, ray, ray_workers, part_format, files_per_shard, [option for option, is_given in unused.items() if is_given])
+    files: list[str] = []
+    if not goal.is_parts:
+        _check_options(as_json, out, resume)
+        if out is not None and out.is_file() and not (force or resume):
+            raise RequestError(f"{out} exists: --force overwrites it, --resume goes on with the answers of a stopped run")
+        for path, option in ((out, "--output"), (quarantine, "--quarantine")):
+            if path is not None:
+                check_target(path, force or resume, option)
+        from fastcnn.pictures import find_pictures
+
+        files = find_pictures(pictures)
     request = predicting(
         model,
         weights=weights,
@@ -119,8 +132,6 @@ def predict(
         image_size=image_size,
         input_shape=input_shape,
     )
-    unused = {"--json": as_json, "--resume": resume, "--quarantine": quarantine is not None, "--force": force}
-    goal = Goal(out, share, ray, ray_workers, part_format, files_per_shard, [option for option, is_given in unused.items() if is_given])
     if goal.is_parts:
         from fastcnn.export.options import read_labels
         from fastcnn.scale.job import Asking
@@ -129,15 +140,6 @@ def predict(
         names = None if labels is None else read_labels(labels)
         predict_parts(Asking(request, backend, how, names, device.value, top_k, batch_size, workers), pictures, goal, progress)
         return
-    _check_options(as_json, out, resume)
-    if out is not None and out.is_file() and not (force or resume):
-        raise RequestError(f"{out} exists: --force overwrites it, --resume goes on with the answers of a stopped run")
-    for path, option in ((out, "--output"), (quarantine, "--quarantine")):
-        if path is not None:
-            check_target(path, force or resume, option)
-    from fastcnn.pictures import find_pictures
-
-    files = find_pictures(pictures)
     with output.working(f"loading {model}"):
         predictor = _load(request, backend, device, labels, preprocessing)
 
