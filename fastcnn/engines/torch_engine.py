@@ -41,6 +41,12 @@ _OWNS_ITS_RESULT = (
     aten.cat.default,
 )
 
+# PyTorch computes them wrongly of a channels_last tensor to a width of one (2.11 to 2.14).
+_ANTIALIASED = (
+    *(aten._upsample_bilinear2d_aa.default, aten._upsample_bilinear2d_aa.vec),
+    *(aten._upsample_bicubic2d_aa.default, aten._upsample_bicubic2d_aa.vec),
+)
+
 
 class TorchEngine:
     """Runs on any device that PyTorch has.
@@ -157,6 +163,9 @@ class _Lowering:
                 node.target = aten.relu_.default
                 self._kernels[node.name] = StepKernel("aten::relu_", "overwrites its input, which has no other reader", ("aten::relu_",))
             else:
+                if node.target in _ANTIALIASED and node.meta["shape"][-1] in (1, None):
+                    plain = self._captured.call(aten.contiguous.default, (node.args[0],), before=node, like=node.args[0])  # type: ignore[arg-type]
+                    node.replace_input_with(node.args[0], plain)  # type: ignore[arg-type]
                 name = _operator_name(node.target)
                 self._kernels[node.name] = StepKernel(name, "as captured", (name,))
         self._captured.tidy()

@@ -236,6 +236,15 @@ def test_input_of_another_dtype_is_cast_and_the_output_is_cast_back(dtype, backe
     torch.testing.assert_close(output, module(x.float()).to(dtype), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_an_antialiased_resize_to_one_column(mode):
+    """Which PyTorch computes wrongly where channels stand last."""
+    model = net(lambda s, x: F.interpolate(s.conv(x), size=(8, 1), mode=mode, antialias=True), conv=nn.Conv2d(3, 4, 1))
+    x = images(2, 3, 5, 7)
+    with torch.no_grad():
+        assert relative_error(fastcnn.optimize(model, x, backend="torch")(x), model(x)) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("x", "text"),
     [

@@ -19,6 +19,8 @@ from pathlib import Path
 from dataset_files import write_mnist
 from picture_support import write_pictures
 
+_OF_PARTS = ("--part-format", "jsonl", "--files-per-shard", "9")
+
 # Processes that a writer started are told by it, whoever their parent is by then.
 _MARK = "FASTCNN_KILLED_WRITER"
 
@@ -41,6 +43,15 @@ def _optimize(data: Path) -> None:
     _command("optimize", "simple_cnn", "--backend", "onnxruntime", "--force")
 
 
+def _bundle(data: Path) -> None:
+    if not Path("repo").exists():
+        _command("bundle", "simple_cnn", "-o", "repo")
+
+
+def _parts(data: Path) -> None:
+    _command("predict", "simple_cnn", str(data / "pictures"), "--backend", "reference", "-o", "parts", "--shard", "0/1", *_OF_PARTS)
+
+
 def _predict(data: Path) -> None:
     resume = ["--resume"] if Path("answers.jsonl").exists() else []
     _command("predict", "simple_cnn", str(data / "pictures"), "--backend", "reference", "-o", "answers.jsonl", "--batch-size", "4", *resume)
@@ -57,7 +68,7 @@ class Writer:
 
     Attributes:
         run: writes; takes the folder with pictures and a dataset. Run again, it goes on or begins again.
-        results: what must come out with the same bytes. Other files it leaves (curves, times) are only named.
+        results: patterns of what must come out with the same bytes. Other files it leaves (curves, times) are only named.
     """
 
     run: Callable[[Path], None]
@@ -69,6 +80,8 @@ WRITERS = {
     "torchscript": Writer(_export("torchscript"), ("simple_cnn.pt",)),
     "pt2": Writer(_export("pt2"), ("simple_cnn.pt2",)),
     "fast": Writer(_optimize, ("simple_cnn.fast",)),
+    "bundle": Writer(_bundle, ("repo/SHA256SUMS", "repo/simple_cnn/1/model.onnx")),
+    "parts": Writer(_parts, ("parts/*.jsonl",)),
     "predict": Writer(_predict, ("answers.jsonl",)),
     "train": Writer(_train, ("run/simple_cnn.safetensors",)),
 }
@@ -104,7 +117,8 @@ class Left:
     def of(cls, folder: Path, writer: Writer) -> Left:
         """What lies in `folder` now."""
         names = frozenset(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-        digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in writer.results if name in names}
+        found = [path for pattern in writer.results for path in folder.glob(pattern)]
+        digests = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
         return cls(names, digests)
 
 
