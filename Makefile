@@ -75,7 +75,7 @@ soak: $(INSTALLED) ## An hour on each engine, eight threads, every answer compar
 # In a .venv of its own: PyTorch's lowest version takes 6 GB once more.
 lowest: $(INSTALLED) ## The quick tests with the lowest versions that pyproject.toml allows
 	$(PY) -m venv --clear $(LOWEST)
-	$(PY) tools/lowest.py openvino ncnn test > $(LOWEST)/lowest.txt
+	$(PY) tools/lowest.py openvino ncnn scale test > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet --no-input --disable-pip-version-check -c $(LOWEST)/lowest.txt -e '.[test]'
 	$(subst $(PY),$(LOWEST)/bin/python,$(PYTEST)) --quick $(PYTEST_ARGS)
 

@@ -84,7 +84,11 @@ def test_what_was_left_open_is_made_to_fit_and_said() -> None:
     assert "quantized for tensorrt instead of cpu" in str(changes[0])
 
 
-@pytest.mark.parametrize(("name", "given"), [("web", {}), ("tract", {"batch_size": 4}), ("triton", {"format": TORCHSCRIPT}), ("opencv", {})], ids=["web", "tract", "triton", "opencv"])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("web", {}), ("tract", {"batch_size": 4}), ("triton", {"format": TORCHSCRIPT}), ("opencv", {})],
+    ids=["web", "tract", "triton", "opencv"],
+)
 def test_what_fits_stays_as_it_is(name: str, given: dict[str, Any]) -> None:
     before = options(**given)
     adapted, changes = adapt(before, PROFILES[name])
