@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import subprocess
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,16 @@ def _garbage_is_collected_by_module() -> Iterator[None]:
     """Networks refer to themselves in circles, and their weights stay until these are found."""
     yield
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _logs_are_put_back() -> Iterator[None]:
+    """A command in this process sends fastcnn's logs to stderr, where later tests do not see them."""
+    logger = logging.getLogger("fastcnn")
+    before = (logger.handlers, logger.level, logger.propagate, warnings.showwarning)
+    yield
+    logger.handlers, logger.propagate, warnings.showwarning = before[0], before[2], before[3]
+    logger.setLevel(before[1])
 
 
 @pytest.fixture(scope="session")

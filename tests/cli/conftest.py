@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
-
-
-@pytest.fixture(autouse=True)
-def _logs_are_put_back() -> Iterator[None]:
-    """A command in this process sends fastcnn's logs to stderr, where the tests of other folders do not see them."""
-    logger = logging.getLogger("fastcnn")
-    before = (logger.handlers, logger.level, logger.propagate, warnings.showwarning)
-    yield
-    logger.handlers, logger.propagate, warnings.showwarning = before[0], before[2], before[3]
-    logger.setLevel(before[1])
 
 
 @pytest.fixture

@@ -79,7 +79,8 @@ def test_metadata_describes_the_file(exported: tuple[str, Path]) -> None:
     assert metadata["model"]["name"] == "small"
     assert metadata["model"]["weights_sha256"] == state_dict_sha256(small().state_dict())
     assert metadata["versions"]["torch"] == importlib.metadata.version("torch")
-    assert metadata.get("opset") == (13 if format_ == "onnx" else None)
+    # onnx 1.21 takes no step below 15 for it.
+    assert metadata.get("opset") in ((13, 15) if format_ == "onnx" else (None,))
     assert metadata["precision"] == "fp32"
     assert metadata["input"] == {
         "name": "input",
