@@ -20,6 +20,8 @@ from export_networks import example, small
 
 from fastcnn.export import export_onnx
 
+pytestmark = pytest.mark.slow  # the files of the matrix are exported
+
 ROOT = Path(__file__).parents[1]
 RUNNER = ROOT / "tools" / "compat" / "runner.py"
 MODULES = {"onnxruntime": "onnxruntime", "onnx": "onnx", "openvino": "openvino", "opencv": "cv2", "tract": "tract", "tvm": "tvm"}

@@ -25,6 +25,8 @@ from fastcnn.export.serving_config import Symbol, text_format
 from fastcnn.export.serving_targets import BACKENDS, SERVERS, BackendName, ServerName
 from fastcnn.files import sha256_of_file
 
+pytestmark = pytest.mark.slow  # exports in three formats
+
 
 @pytest.fixture(scope="module")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:

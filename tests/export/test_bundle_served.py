@@ -19,6 +19,8 @@ from export_networks import EXPORTERS, SUFFIX, example, small
 from fastcnn.export import BundleRequest, bundle, read_metadata
 from fastcnn.export.golden import decode
 
+pytestmark = pytest.mark.slow  # an export and a server each
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
