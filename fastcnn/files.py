@@ -45,21 +45,12 @@ def replacing(path: str | Path, *, suffix: str | None = None) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             folder.rmdir()
         raise RequestError(f"{path} cannot be written: {error.strerror}") from error
-    try:
+    with _drafting(path, folder):
         yield temporary
         temporary.chmod(mode)  # some writers, safetensors among them, put a private file of their own in its place
         if before is not None:
             _give_to(temporary, before)
         temporary.replace(real)
-    except FastcnnError:
-        raise
-    except Exception as error:
-        reason = _write_failure(error, folder)
-        if reason is None:
-            raise
-        raise RequestError(f"{path} cannot be written: {reason}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -70,21 +61,28 @@ def making_folder(path: Path) -> Iterator[Path]:
     """
     _remove_abandoned(path.parent)
     draft = path.with_name(f".{path.name[:60]}.{own_mark()}{_DRAFT}")
-    try:
+    with _drafting(path, draft):
         draft.mkdir()
         yield draft
         if path.is_dir():
             path.rmdir()  # an empty one; Windows renames over none
         draft.rename(path)
+
+
+@contextlib.contextmanager
+def _drafting(path: Path, folder: Path) -> Iterator[None]:
+    """Whatever happens, `folder` is gone afterwards. Raises RequestError that names `path` where the system did not take the bytes."""
+    try:
+        yield
     except FastcnnError:
         raise
     except Exception as error:
-        reason = _write_failure(error, draft)
+        reason = _write_failure(error, folder)
         if reason is None:
             raise
         raise RequestError(f"{path} cannot be written: {reason}") from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_folder_target(path: Path, option: str = "") -> Path:
